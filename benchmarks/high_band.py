@@ -1,0 +1,54 @@
+"""High-band energy of ILVR samples against their references' own: below 1 is blur, above 1 grain.
+
+    python -m benchmarks.high_band --ref 'data/toon:test[0:128]' [--factor 4 8] [--ckpt PATH] [any plan flag of sample.py]
+
+References are held-out images of the training domain, one sample each, so that samples and references should have
+one distribution. Also prints the RMS difference of the two low bands.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ilvr_lightning.arguments import parse
+from ilvr_lightning.cli import command
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Sample, measure, print a line a factor."""
+    args, plan = parse(argv)
+    import torch
+
+    from ilvr_lightning.diffusion.low_pass import LowPassFilter
+    from ilvr_lightning.pretrained.load import load_denoiser
+    from ilvr_lightning.sampling import ILVRSampler, make_jobs
+    from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape
+
+    loaded = load_denoiser(find_checkpoint(args.ckpt), args.weights)
+    shape = fitting_shape(loaded, args.image_size, args.factor, plan)
+    references = find_references(args.ref, shape, args.fit)
+    module = ILVRSampler(loaded, shape, plan, args.precision == "bf16")
+    y = torch.stack([r.tensor for r in references])
+    print(f"high band of {len(references)} samples, {plan.sampler}, {module.plan.num_steps} evaluations:")
+    for factor in args.factor:
+        jobs = make_jobs(
+            references, [factor], 1, plan, seed=args.seed, weights="ema", checkpoint_sha256="", folder=Path(args.out)
+        )
+        start = time.perf_counter()
+        batches = [jobs[i : i + args.batch_size] for i in range(0, len(jobs), args.batch_size)]
+        with torch.no_grad():
+            x = torch.cat([module.predict_step(batch) for batch in batches]).clamp(-1, 1)
+        seconds = (time.perf_counter() - start) / len(x)
+        low_pass = LowPassFilter((shape[1], shape[2]), factor)
+        energy = (x - low_pass(x)).square().mean() / (y - low_pass(y)).square().mean()
+        low = (low_pass(x) - low_pass(y)).square().mean().sqrt()
+        print(
+            f"  N={factor:<3} energy {energy:.3f} of the references'   low band off by {low:.4f}   {seconds:.2f} s each"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,33 @@
+"""ILVR (Choi et al., ICCV 2021): train an unconditional diffusion model, steer it with a reference picture."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ilvr_lightning.diffusion.conditioning import ILVR as ILVR
+    from ilvr_lightning.diffusion.denoiser import Prediction as Prediction
+    from ilvr_lightning.diffusion.generate import generate as generate
+    from ilvr_lightning.diffusion.generate import generate_steps as generate_steps
+    from ilvr_lightning.diffusion.low_pass import LowPassFilter as LowPassFilter
+    from ilvr_lightning.diffusion.plan import SamplingPlan as SamplingPlan
+    from ilvr_lightning.diffusion.schedule import NoiseSchedule as NoiseSchedule
+    from ilvr_lightning.pretrained.load import load_denoiser as load_denoiser
+
+_HOME = {
+    "ILVR": "diffusion.conditioning",
+    "LowPassFilter": "diffusion.low_pass",
+    "NoiseSchedule": "diffusion.schedule",
+    "Prediction": "diffusion.denoiser",
+    "SamplingPlan": "diffusion.plan",
+    "generate": "diffusion.generate",
+    "generate_steps": "diffusion.generate",
+    "load_denoiser": "pretrained.load",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first used, so that a command line answers --help without waiting for torch.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,132 @@
+"""sample.py's command line, its plan flags made from SamplingPlan itself."""
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn
+
+from ilvr_lightning.config import field_docs
+from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
+from ilvr_lightning.errors import UserError
+
+FLAGS = {"num_steps": ["--steps", "--num-steps"], "condition_from": [], "condition_to": []}
+"""Fields whose flag is not their name; the range of two of them is --range A:B."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message + "; see --help")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:
+    """The arguments, and the plan that they make of a preset.
+
+    Raises:
+        UserError: something is missing, unknown or out of its range.
+    """
+    args = make_parser().parse_args(list(argv))
+    if not args.ref and not args.unconditional and args.reproduce is None:
+        raise UserError(
+            "--ref is missing: give pictures, folders or globs to follow (or --unconditional to follow none)"
+        )
+    if args.ref and args.unconditional:
+        raise UserError("give --ref or --unconditional, not both")
+    for name in ("num_samples", "batch_size", "devices"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1: got {getattr(args, name)}")
+    if args.seed < 0:
+        raise UserError(f"--seed must be at least 0: got {args.seed}")
+    return args, make_plan(args)
+
+
+def make_plan(args: argparse.Namespace) -> SamplingPlan:
+    """The preset with what the flags change; several factors become one plan a factor later."""
+    changes = {f.name: value for f in _plain_fields() if (value := getattr(args, f.name)) is not None}
+    if args.range is not None:
+        changes["condition_from"], changes["condition_to"] = args.range
+    try:
+        for factor in args.factor:
+            SamplingPlan(factor=factor)
+        return SamplingPlan.preset(args.preset, **changes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def make_parser() -> Parser:
+    """Every flag; those of the plan from its fields."""
+    parser = Parser(
+        prog="sample.py",
+        description="Sample pictures that follow reference pictures (ILVR, Choi et al. 2021).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python sample.py --ref data/references --factor 4 8 --num-samples 4",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--ref", nargs="+", default=[], metavar="PATH",
+        help="reference pictures: files, folders, globs, or DATASET:SPLIT or DATASET:SPLIT[A:B]")  # fmt: skip
+    add("--ckpt", metavar="PATH", help="checkpoint; the newest run's last one unless given")
+    add("--out", default="samples", metavar="DIR", help="folder for the pictures (%(default)s)")
+    add("--num-samples", type=int, default=4, metavar="N", help="pictures a reference and factor (%(default)s)")
+    add("--unconditional", action="store_true", help="follow no reference")
+    add("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
+    add("--fit", choices=("crop", "pad"), default="crop", help="how references of another shape fit (%(default)s)")
+    add("--image-size", type=_size, metavar="S|HxW", help="pixels, where the network allows another size")
+    add("--batch-size", type=int, default=16, metavar="B", help="pictures sampled at once on a device (%(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to sample (%(default)s)")
+    add("--devices", type=int, default=1, metavar="N", help="number of devices (%(default)s)")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto",
+        help="of the network; auto: bf16 on a GPU, 32 elsewhere")  # fmt: skip
+    add("--overwrite", action="store_true", help="make again what the folder already holds")
+    add("--reproduce", metavar="FILE.png", help="make a picture of ours again, from the recipe in it")
+    plan = parser.add_argument_group("plan: a preset and what changes it")
+    plan.add_argument("--preset", choices=tuple(PRESETS), default="draft", help="named plan (%(default)s)")
+    plan.add_argument("--factor", type=int, nargs="+", default=[8], metavar="N",
+                      help="the paper's N, one or several; each is sampled (8)")  # fmt: skip
+    plan.add_argument("--range", type=_range, metavar="A:B", help="condition in timesteps A down to B (T:0)")
+    docs, hints = field_docs(SamplingPlan), typing.get_type_hints(SamplingPlan)
+    for f in _plain_fields():
+        plan.add_argument(*_flags(f.name), dest=f.name, default=None, help=docs[f.name], **_kind(hints[f.name]))
+    return parser
+
+
+def _plain_fields() -> list[dataclasses.Field[Any]]:
+    """The plan's fields that have a flag of their own."""
+    return [f for f in dataclasses.fields(SamplingPlan) if f.name != "factor" and _flags(f.name)]
+
+
+def _flags(name: str) -> list[str]:
+    return FLAGS.get(name, ["--" + name.replace("_", "-")])
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """argparse's options for a field's type."""
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint)}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if hint in (int, float):
+        return {"type": hint, "metavar": "N" if hint is int else "X"}
+    return {"type": int, "nargs": "+", "metavar": "T", "action": _Tuple}
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give two timesteps A:B, as in 1000:250")
+    return int(first), int(last)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give one number, or height x width as in 64x96")
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,465 @@
+"""Every setting of a training run, as frozen dataclasses, built once from YAML and key=value."""
+
+import ast
+import dataclasses
+import inspect
+import math
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
+from ilvr_lightning.errors import UserError, did_you_mean
+from ilvr_lightning.models.config import UNetConfig
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _positive(section: str, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(
+            value is None or (math.isfinite(value) and value > 0), f"{section}.{name} must be above 0: got {value}"
+        )
+
+
+def _at_least_zero(section: str, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(
+            value is None or (math.isfinite(value) and value >= 0), f"{section}.{name} must be at least 0: got {value}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run's files go: <trainer.default_root_dir>/<config name>/<run.name>."""
+
+    name: str | None = None
+    """Folder of this run; the time it started unless given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Training images."""
+
+    path: str = "data/toon"
+    """A data set's name on the Hub, a folder of images, a local data set folder, or Parquet files (a glob)."""
+    name: str | None = None
+    """Configuration of a Hub data set that has several."""
+    split: str = "train"
+    """Split to train on."""
+    validation_split: str | None = None
+    """Split to validate on; unless given, the data set's own (validation, valid, val, test), else a held-out part."""
+    validation_fraction: float = 0.05
+    """Share that is held out, by the seed, where the data set has no validation split."""
+    image_column: str | None = None
+    """Column of the images; found where there is one."""
+    label: str | None = None
+    """Keep this class alone, by its name."""
+    batch_size: int = 32
+    """Global batch: over devices, nodes and accumulation."""
+    image_size: int | tuple[int, int] = 32
+    """Pixels: one number, or height and width."""
+    channels: int = 3
+    """3 for colour, 1 for greyscale."""
+    flip: bool = True
+    """Mirror half of the images, at random."""
+    on_broken: Literal["skip", "stop"] = "skip"
+    """What an unreadable image does: it is skipped and counted, or stops the run."""
+    cache_mb: int = 1024
+    """Decoded images are kept in memory where they need less than this."""
+    num_workers: int | None = None
+    """Processes that decode; unless given, by the number of processors, and none for cached images."""
+
+    def __post_init__(self) -> None:
+        _positive("data", self, "batch_size")
+        _at_least_zero("data", self, "num_workers", "cache_mb")
+        _require(self.channels in (1, 3), f"data.channels must be 3 or 1: got {self.channels}")
+        _require(min(self.size) >= 1, f"data.image_size must be at least 1: got {self.image_size}")
+        _require(
+            0 < self.validation_fraction < 1,
+            f"data.validation_fraction must be between 0 and 1: got {self.validation_fraction}",
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The forward process and what the network learns."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    """linear: Ho et al. 2020; cosine: Nichol and Dhariwal 2021."""
+    num_timesteps: int = 1000
+    """T."""
+    betas: tuple[float, ...] | None = None
+    """An explicit schedule; overrides schedule and num_timesteps."""
+    prediction: Literal["eps", "v", "x0"] = "eps"
+    """What the network's output means."""
+    loss: Literal["simple", "min_snr"] = "simple"
+    """Weighting of the timesteps: simple (Ho et al. 2020), min_snr (Hang et al. 2023)."""
+
+    def __post_init__(self) -> None:
+        _positive("diffusion", self, "num_timesteps")
+        if self.betas is not None:
+            _require(
+                len(self.betas) > 0 and all(0 < beta < 1 for beta in self.betas),
+                "diffusion.betas must be a list of numbers, each above 0 and below 1",
+            )
+        elif self.schedule == "linear":
+            _require(
+                self.num_timesteps > 20,
+                f"diffusion.num_timesteps must be above 20 for the linear schedule: got {self.num_timesteps}",
+            )
+
+    @property
+    def T(self) -> int:
+        """Number of timesteps."""
+        return len(self.betas) if self.betas is not None else self.num_timesteps
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    """Optimizer."""
+    lr: float = 1e-4
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
+    weight_decay: float = 0.0
+    """Of the weights."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from 0."""
+    decay_steps: int | None = None
+    """Step at which the learning rate has fallen to 0, along a cosine; none keeps it constant."""
+    grad_clip: float | None = 1.0
+    """Largest norm of the gradient; none clips nothing."""
+
+    def __post_init__(self) -> None:
+        _positive("optim", self, "lr", "decay_steps", "grad_clip")
+        _at_least_zero("optim", self, "weight_decay", "warmup_steps")
+        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1): got {list(self.betas)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """The exponential moving average of the weights, which validation, grids and sampling use."""
+
+    decay: float = 0.9999
+    """Approached over a warm-up: min(decay, (1 + n) / (10 + n)) after n steps."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay < 1, f"ema.decay must be in [0, 1): got {self.decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """The grids of reference-conditioned samples that are drawn while training."""
+
+    references: tuple[str, ...] = ()
+    """Pictures, folders or globs; none: the first four validation images."""
+    factors: tuple[int, ...] = (4, 8, 16)
+    """Low-pass factors N, a group of columns each."""
+    samples: int = 2
+    """Samples of each reference and factor, and unconditional ones a row."""
+    every_n_epochs: int = 1
+    """Epochs between grids; 0 draws none at epochs."""
+    every_n_steps: int = 0
+    """Steps between grids; 0 draws none at steps."""
+    preset: str = "draft"
+    """Sampling preset; sampling.* changes it."""
+
+    def __post_init__(self) -> None:
+        _at_least_zero("grid", self, "every_n_epochs", "every_n_steps")
+        _positive("grid", self, "samples")
+        _require(self.preset in PRESETS, f"grid.preset must be one of {', '.join(PRESETS)}: got {self.preset!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved: checkpoints/last.ckpt, and best.ckpt by validation loss."""
+
+    every_n_steps: int = 1000
+    """Steps between saves of last.ckpt, which is also saved at each epoch's end."""
+
+    def __post_init__(self) -> None:
+        _positive("checkpoint", self, "every_n_steps")
+
+
+TRAINER_KEYS = tuple(
+    [
+        "accelerator",
+        "strategy",
+        "devices",
+        "num_nodes",
+        "precision",
+        "fast_dev_run",
+        "max_epochs",
+        "min_epochs",
+        "max_steps",
+        "min_steps",
+        "max_time",
+        "limit_train_batches",
+        "limit_val_batches",
+        "limit_test_batches",
+        "limit_predict_batches",
+        "overfit_batches",
+        "val_check_interval",
+        "check_val_every_n_epoch",
+        "num_sanity_val_steps",
+        "log_every_n_steps",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "accumulate_grad_batches",
+        "deterministic",
+        "benchmark",
+        "profiler",
+        "detect_anomaly",
+        "barebones",
+        "sync_batchnorm",
+        "default_root_dir",
+    ]
+)
+"""The Trainer's arguments that a run may set; callbacks, logger and sampler are the project's own."""
+
+
+def _trainer_defaults() -> dict[str, Any]:
+    return {"max_epochs": 100, "log_every_n_steps": 25, "default_root_dir": "runs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A training run."""
+
+    seed: int = 0
+    """Of initial weights, data order, training noise and samples."""
+    resume: str | None = None
+    """Checkpoint to go on from, or auto: this recipe's newest."""
+    init_from: str | None = None
+    """Checkpoint to fine-tune from: its weights alone."""
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    sampling: SamplingPlan = field(default_factory=SamplingPlan)
+    grid: GridConfig = field(default_factory=GridConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    trainer: dict[str, Any] = field(default_factory=_trainer_defaults)
+    """The Lightning Trainer's own arguments: devices, num_nodes, strategy, precision, max_epochs, max_steps ..."""
+
+    def __post_init__(self) -> None:
+        from ilvr_lightning.diffusion.factor import check_factor
+
+        _require(self.seed >= 0, f"seed must be at least 0: got {self.seed}")
+        _require(not (self.resume and self.init_from), "give resume or init_from, not both")
+        self.model.check_size(*self.data.size)
+        for factor in self.grid.factors:
+            check_factor(factor, self.data.size, "grid.factors")
+        self.grid_plan.resolved(self.diffusion.T)
+        for key in self.trainer:
+            _require(key in TRAINER_KEYS, f"unknown key trainer.{key}: {did_you_mean(key, list(TRAINER_KEYS))}")
+
+    @property
+    def grid_plan(self) -> SamplingPlan:
+        """The preset of the grids, with what sampling.* changes."""
+        default = SamplingPlan()
+        changes = {
+            f.name: getattr(self.sampling, f.name)
+            for f in dataclasses.fields(SamplingPlan)
+            if getattr(self.sampling, f.name) != getattr(default, f.name)
+        }
+        return SamplingPlan.preset(self.grid.preset, **changes)
+
+    def plain(self) -> dict[str, Any]:
+        """Nested dicts, lists, numbers and strings: what a checkpoint may hold."""
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(self))))
+
+
+def load_config(arguments: Sequence[str], default: str | Path | None = None) -> tuple[Config, str]:
+    """Build the configuration from an optional YAML file and key=value overrides.
+
+    Args:
+        arguments: one path that ends in .yaml or .yml at most, and key=value pairs.
+        default: the file to read where the arguments name none.
+
+    Returns:
+        The configuration and its name (the file's stem).
+
+    Raises:
+        UserError: a file is missing, a key unknown, a value of the wrong type or out of its range.
+    """
+    files = [a for a in arguments if "=" not in a]
+    for argument in files:
+        if not argument.endswith((".yaml", ".yml")):
+            raise UserError(f"{argument!r} is neither a recipe (CONFIG.yaml) nor key=value; see --help")
+    if len(files) > 1:
+        raise UserError(f"give one recipe: got {' and '.join(files)}")
+    path = Path(files[0]) if files else Path(default) if default else None
+    layers = []
+    if path is not None:
+        layers.append(_read_yaml(path))
+    for argument in arguments:
+        if "=" in argument:
+            layers.append(_read_override(argument))
+    return _build(layers), path.stem if path else "default"
+
+
+def config_from_plain(values: dict[str, Any]) -> Config:
+    """The configuration that `Config.plain` gave, as a checkpoint holds it.
+
+    Raises:
+        UserError: it holds keys or values that this version does not know.
+    """
+    return _build([OmegaConf.create(values)])
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as a recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.plain()))
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no recipe {path}; the ready ones are in configs/") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is no readable YAML: {_first_line(error)}") from None
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path} must hold keys and values")
+    return loaded
+
+
+def _read_override(argument: str) -> DictConfig:
+    key = argument.partition("=")[0]
+    try:
+        layer = OmegaConf.from_dotlist([argument])
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{key} could not be read: got {argument!r} ({_first_line(error)})") from None
+    # Merging appends nothing and names nothing: an unknown key must be reported as it was typed.
+    return layer
+
+
+def _build(layers: Sequence[DictConfig]) -> Config:
+    merged = OmegaConf.structured(Config)
+    known = list(all_keys())
+    for layer in layers:
+        _check_layer(OmegaConf.to_container(layer), known)
+    try:
+        for layer in layers:
+            merged = OmegaConf.merge(merged, layer)
+        return cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(_first_line(error)) from None
+
+
+def _check_layer(node: Any, known: list[str], prefix: str = "") -> None:
+    """Unknown keys, named with the nearest; interpolations that leave the configuration."""
+    if isinstance(node, dict) and not prefix.startswith("trainer."):
+        for key, value in node.items():
+            full = f"{prefix}{key}"
+            sections = {k.partition(".")[0] for k in known if "." in k}
+            if full in sections:
+                if not isinstance(value, dict):
+                    raise UserError(f"{full} is a section; set {full}.KEY=VALUE")
+                _check_layer(value, known, f"{full}.")
+            elif full not in known and not full.startswith("trainer."):
+                raise UserError(f"unknown key {full}: {did_you_mean(full, known)}")
+            else:
+                _check_layer(value, known, f"{full}.")
+    elif isinstance(node, dict):
+        for value in node.values():
+            _check_layer(value, known, prefix)
+    elif isinstance(node, list):
+        for value in node:
+            _check_layer(value, known, prefix)
+    elif isinstance(node, str) and re.search(r"\$\{[^}]*:", node):
+        raise UserError(
+            f"{prefix.rstrip('.')} may refer to other keys alone, not to the environment or files: {node!r}"
+        )
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or "a key"
+    message = _first_line(error)
+    kind = next((doc for name, _, doc, _ in describe() if name == key), "")
+    wanted = next((t for name, t, _, _ in describe() if name == key), "")
+    hint = f"; it wants {wanted}" if wanted else ""
+    return f"{key}: {message}{hint}" + (f" ({kind})" if kind else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def all_keys() -> Iterator[str]:
+    """Every key that a recipe may set, dotted."""
+    for name, *_ in describe():
+        yield name
+
+
+def describe() -> Iterator[tuple[str, str, str, Any]]:
+    """(key, type, one line of meaning, default) of every setting, from the dataclasses themselves."""
+    yield from _describe(Config, Config(), "")
+
+
+def _describe(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, str, str, Any]]:
+    hints = typing.get_type_hints(cls)
+    docs = field_docs(cls)
+    for f in dataclasses.fields(cls):
+        value = getattr(values, f.name)
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from _describe(cast(type, hints[f.name]), value, f"{prefix}{f.name}.")
+        elif f.name == "trainer" and not prefix:
+            for key in TRAINER_KEYS:
+                yield f"trainer.{key}", "", "The Lightning Trainer's own.", value.get(key, "its own default")
+        else:
+            yield f"{prefix}{f.name}", type_name(hints[f.name]), docs.get(f.name, ""), value
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                docs[statement.target.id] = " ".join(str(after.value.value).split())
+    return docs
+
+
+def type_name(hint: Any) -> str:
+    """A type as a user reads it: `number or none`, `linear|cosine`."""
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_name(a) for a in arguments)
+    if origin is tuple:
+        return "list"
+    return {int: "whole number", float: "number", str: "text", bool: "true|false", type(None): "none"}.get(hint, "")

@@ -1,0 +1,260 @@
+"""HFImageDataModule: images from the Hugging Face Hub, a folder or Parquet, as (B, C, H, W) in [-1, 1]."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ilvr_lightning.config import DataConfig
+from ilvr_lightning.diffusion.noise import derive_seed
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.images import (
+    BrokenImageError,
+    Pixels,
+    Reference,
+    find_images,
+    fit_image,
+    from_tensor,
+    read_image,
+    read_references,
+    to_pixels,
+    to_tensor,
+)
+from ilvr_lightning.source import Rows, open_splits
+
+Batch = dict[str, Tensor]
+PADDING = -1
+"""Index of an image that fills up a rank's share of the validation images and counts for nothing."""
+
+
+class ImageRows(Dataset[tuple[Tensor, int, int]]):
+    """Rows of a split, decoded, fitted and, where they are few, kept in memory.
+
+    A broken row gives the next good one in its place and is named by the third value; -1 where nothing was broken.
+    """
+
+    def __init__(self, rows: Rows, config: DataConfig) -> None:
+        self.rows = rows
+        self.config = config
+        self.broken: dict[int, str] = {}
+        self.cache: Pixels | None = None
+        if len(rows) * config.size[0] * config.size[1] * config.channels <= config.cache_mb * 2**20:
+            self._fill_cache()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        """Image (C, H, W) in [-1, 1], its index (or PADDING), the row that was broken (or -1)."""
+        row = index if index >= 0 else -index - 1
+        pixels, broken = self._pixels(row)
+        return to_tensor(pixels), index if index >= 0 else PADDING, broken
+
+    def _pixels(self, row: int) -> tuple[Pixels, int]:
+        if self.cache is not None:
+            return self.cache[row], -1
+        for offset in range(len(self.rows)):
+            candidate = (row + offset) % len(self.rows)
+            try:
+                return self._decode(candidate), row if offset else -1
+            except BrokenImageError:
+                if self.config.on_broken == "stop":
+                    raise
+        raise UserError(f"data.path={self.config.path}: no image in it can be read")
+
+    def _decode(self, row: int) -> Pixels:
+        try:
+            image = read_image(self.rows.image_bytes(row), self.config.channels)
+        except BrokenImageError as error:
+            raise BrokenImageError(
+                f"row {row} of {self.rows.name} is broken: {error}; data.on_broken=skip leaves it out"
+            ) from None
+        return to_pixels(fit_image(image, self.config.size))
+
+    def _fill_cache(self) -> None:
+        """Decode everything once; broken rows leave the set here, named and counted."""
+
+        def attempt(row: int) -> Pixels | BrokenImageError:
+            try:
+                return self._decode(row)
+            except BrokenImageError as error:
+                return error
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = list(pool.map(attempt, range(len(self.rows))))
+        good = [row for row, result in enumerate(results) if not isinstance(result, BrokenImageError)]
+        for row, result in enumerate(results):
+            if isinstance(result, BrokenImageError):
+                if self.config.on_broken == "stop":
+                    raise result
+                self.broken[row] = str(result)
+        if not good:
+            raise UserError(f"data.path={self.config.path}: no image in it can be read")
+        self.cache = np.stack([r for r in results if not isinstance(r, BrokenImageError)])
+        self.rows = self.rows.select(good)
+
+
+class TrainBatches(Sampler[list[int]]):
+    """This rank's share of each global batch; the order follows from (seed, epoch), the place from the step alone.
+
+    So another number of devices or a resumed run changes nothing: iteration starts at the step that `position` tells.
+
+    Args:
+        length: images of the set.
+        global_batch: images of one optimizer step.
+        parts: micro-batches that make up a global batch (devices x nodes x accumulation).
+        rank: of this process.
+        world: number of processes.
+        seed: the run's.
+        position: optimizer steps done so far.
+    """
+
+    def __init__(
+        self, length: int, global_batch: int, parts: int, rank: int, world: int, seed: int, position: Callable[[], int]
+    ) -> None:
+        if global_batch > length:
+            raise UserError(
+                f"data.batch_size must be at most the number of training images, {length}: got {global_batch}"
+            )
+        self.length, self.global_batch = length, global_batch
+        self.parts, self.rank, self.world = parts, rank, world
+        self.seed, self.position = seed, position
+        self.steps_per_epoch = length // global_batch
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * (self.parts // self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.position()
+        share = self.global_batch // self.parts
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(first, first + self.steps_per_epoch):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.length)
+            batch = order[step % self.steps_per_epoch * self.global_batch :][: self.global_batch]
+            for part in range(self.rank, self.parts, self.world):
+                yield batch[part * share : (part + 1) * share].tolist()
+
+
+class ValidationShare(Sampler[int]):
+    """Every world-th image; shares are filled up to equal length by negative indices, which count for nothing."""
+
+    def __init__(self, length: int, rank: int, world: int) -> None:
+        padded = -(-length // world) * world
+        self.indices = [i if i < length else -(i % length) - 1 for i in range(rank, padded, world)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+def collate(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
+    """image (B, C, H, W) float32, index (B,), broken (B,)."""
+    images, indices, broken = zip(*samples, strict=True)
+    return {"image": torch.stack(images), "index": torch.tensor(indices), "broken": torch.tensor(broken)}
+
+
+class HFImageDataModule(pl.LightningDataModule):
+    """Training and validation images.
+
+    Args:
+        config: what to read and how.
+        seed: of the order and of what is held out.
+
+    Raises:
+        UserError: the data set is missing, gated, empty, or has no image column.
+    """
+
+    def __init__(self, config: DataConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.train: ImageRows | None = None
+        self.validation: ImageRows | None = None
+        self._seen_broken: set[tuple[str, int]] = set()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits once; every rank reads the same rows."""
+        if self.train is not None:
+            return
+        train, validation = open_splits(self.config, self.seed)
+        self.train, self.validation = ImageRows(train, self.config), ImageRows(validation, self.config)
+        for part, rows in (("train", self.train), ("validation", self.validation)):
+            for message in list(rows.broken.values())[:5]:
+                warnings.warn(message, stacklevel=2)
+            if rows.broken:
+                warnings.warn(f"{len(rows.broken)} broken images skipped in {part}", stacklevel=2)
+
+    @property
+    def counts(self) -> str:
+        """How many images there are, in words."""
+        assert self.train is not None and self.validation is not None
+        return f"{len(self.train):,} images to train on, {len(self.validation):,} to validate on"
+
+    def references(self, patterns: Sequence[str]) -> list[Reference]:
+        """Reference pictures for grids: the files named, else the first four validation images."""
+        if patterns:
+            paths = find_images(patterns, "grid.references")
+            return read_references(paths, self.config.size, self.config.channels)
+        assert self.validation is not None
+        rows = range(min(4, len(self.validation)))
+        return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+        assert self.train is not None and self.trainer is not None
+        trainer = self.trainer
+        parts = trainer.world_size * trainer.accumulate_grad_batches
+        if self.config.batch_size % parts:
+            raise UserError(
+                "data.batch_size is the global batch and must divide by devices x nodes x accumulation: "
+                f"got {self.config.batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}"
+            )
+        batches = TrainBatches(
+            len(self.train), self.config.batch_size, parts, trainer.global_rank, trainer.world_size, self.seed,
+            position=lambda: trainer.global_step,
+        )  # fmt: skip
+        return self._loader(self.train, batch_sampler=batches)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+        assert self.validation is not None and self.trainer is not None
+        share = ValidationShare(len(self.validation), self.trainer.global_rank, self.trainer.world_size)
+        batch_size = max(1, self.config.batch_size // self.trainer.world_size)
+        return self._loader(self.validation, sampler=share, batch_size=batch_size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Report rows that a worker found broken, each once."""
+        if "broken" in batch and not self._cached:
+            part = "train" if self.trainer is not None and self.trainer.training else "validation"
+            for row in batch.pop("broken").tolist():
+                if row >= 0 and (part, row) not in self._seen_broken:
+                    self._seen_broken.add((part, row))
+                    count = len(self._seen_broken)
+                    warnings.warn(f"row {row} of {part} is broken and skipped ({count} so far)", stacklevel=2)
+        return batch
+
+    @property
+    def _cached(self) -> bool:
+        return all(rows is not None and rows.cache is not None for rows in (self.train, self.validation))
+
+    def _loader(self, rows: ImageRows, **options: Any) -> DataLoader[tuple[Tensor, int, int]]:
+        workers = self.config.num_workers
+        if workers is None:
+            workers = 0 if rows.cache is not None else min(8, max(1, (os.cpu_count() or 2) - 1))
+        return DataLoader(
+            rows,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion and of ILVR: imports torch and nothing else of the project."""

@@ -1,0 +1,113 @@
+"""generate(): the only way in, for the callback, sample.py and evaluation."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ilvr_lightning.diffusion.conditioning import ILVR, Conditioning, Unconditional
+from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_prediction
+from ilvr_lightning.diffusion.low_pass import LowPassFilter
+from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
+from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
+from ilvr_lightning.diffusion.samplers import SAMPLERS, Run, SamplerState
+from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
+
+
+def generate(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    plan: SamplingPlan,
+    *,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    reference: Tensor | None = None,
+    x_T: Tensor | None = None,
+    noise: NoiseSource | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Sample images, steered by a reference if there is one.
+
+    Args:
+        denoise: callable (x, t) -> Prediction, t (B,) in 1..T.
+        schedule: the denoiser's.
+        plan: what to do.
+        seeds: one an image; their number is B.
+        shape: (C, H, W).
+        reference: (B, C, H, W) or (1, C, H, W) in [-1, 1], or None for unconditional samples.
+        x_T: (B, C, H, W) start; drawn from the seeds otherwise. The result has its dtype and device.
+        noise: a source to draw from in place of the seeds.
+        device: where to sample, when x_T does not say.
+
+    Returns:
+        (B, C, H, W), nominally in [-1, 1].
+
+    Raises:
+        ValueError: the plan does not fit T, the shape or the reference.
+    """
+    x = torch.empty(0)
+    for state in generate_steps(
+        denoise, schedule, plan, seeds=seeds, shape=shape, reference=reference, x_T=x_T, noise=noise, device=device
+    ):
+        x = state.x
+    return x
+
+
+@torch.no_grad()
+def generate_steps(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    plan: SamplingPlan,
+    *,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    reference: Tensor | None = None,
+    x_T: Tensor | None = None,
+    noise: NoiseSource | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[SamplerState]:
+    """The same as `generate`, one SamplerState a step: for previews, progress bars and early stops."""
+    plan = plan.resolved(schedule.num_timesteps)
+    noise = noise or PerImageNoise(seeds)
+    if x_T is None:
+        x_T = noise.draw("x_T", torch.empty((len(seeds), *shape), device=device))
+    elif tuple(x_T.shape) != (len(seeds), *shape):
+        raise ValueError(f"x_T must have the shape {(len(seeds), *shape)}: got {tuple(x_T.shape)}")
+
+    def at_level(x: Tensor, t: int) -> Prediction:
+        prediction = denoise(x, torch.full((len(x),), t, device=x.device))
+        return clip_prediction(prediction, x, t, schedule) if plan.clip else prediction
+
+    run = Run(
+        denoise=at_level,
+        schedule=schedule,
+        conditioning=_conditioning(plan, schedule, noise, x_T, reference),
+        noise=noise,
+        timesteps=list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing)),
+        plan=plan,
+    )
+    yield from SAMPLERS[plan.sampler](run, x_T)
+
+
+def _conditioning(
+    plan: SamplingPlan, schedule: NoiseSchedule, noise: NoiseSource, x_T: Tensor, reference: Tensor | None
+) -> Conditioning:
+    if reference is None:
+        return Unconditional()
+    if reference.ndim != 4 or len(reference) not in (1, len(x_T)) or reference.shape[1:] != x_T.shape[1:]:
+        raise ValueError(
+            f"the reference must have the shape {tuple(x_T.shape)}, or 1 in place of {len(x_T)}: "
+            f"got {tuple(reference.shape)}"
+        )
+    for name in ("factor", "condition_from", "condition_to"):
+        count = len(as_tuple(getattr(plan, name)))
+        if count not in (1, len(x_T)):
+            raise ValueError(f"sampling.{name} must be one, or one an image: got {count} for {len(x_T)} images")
+    height, width = x_T.shape[-2:]
+    return ILVR(
+        reference=reference.to(x_T).expand_as(x_T),
+        low_pass=LowPassFilter((height, width), plan.factor, plan.kernel, plan.orthogonal),
+        reference_noise=plan.reference_noise,
+        condition_from=plan.condition_from,
+        condition_to=plan.condition_to,
+    ).start(schedule, noise)

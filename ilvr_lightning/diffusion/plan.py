@@ -1,0 +1,130 @@
+"""SamplingPlan: all that a sampling run is told. Standard library only, so that a command line can read it at once."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Spacing = Literal["uniform", "quadratic", "logsnr"]
+SamplerName = Literal["ddpm", "ddim"]
+Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
+Variance = Literal["auto", "small", "large", "learned"]
+ReferenceNoise = Literal["fresh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """Settings of one sampling run; every time is a training timestep, t=0 data and t=T noise.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it and what to give.
+    """
+
+    sampler: SamplerName = "ddpm"
+    """ddpm: ancestral (Ho et al. 2020, algorithm 2); ddim: Song et al. 2021, equation 12."""
+    num_steps: int = 50
+    """Network evaluations."""
+    spacing: Spacing = "uniform"
+    """How the evaluated timesteps are spread over 1..T."""
+    eta: float = 0.0
+    """Noise of ddim: 0 deterministic, 1 as much as ancestral sampling."""
+    variance: Variance = "auto"
+    """Of ddpm. small: the posterior's; large: beta; learned: the network's; auto: learned where there is one, else small."""
+    clip: bool = True
+    """Clip the predicted x_0 to [-1, 1] before it is refined."""
+    factor: int | tuple[int, ...] = 8
+    """The paper's N: the low-pass filter's downsampling factor, one or one an image."""
+    kernel: Kernel = "cubic"
+    """Kernel of the low-pass filter; ideal is the DCT filter."""
+    orthogonal: bool = False
+    """Make the low-pass filter the orthogonal projection onto the same space."""
+    reference_noise: ReferenceNoise = "fresh"
+    """How the reference is noised: fresh draws anew at every step (Choi et al. 2021, algorithm 1)."""
+    condition_from: int | tuple[int, ...] | None = None
+    """The paper's a: a step is conditioned when the timestep that it goes to is in [condition_to, condition_from];
+    none means T."""
+    condition_to: int | tuple[int, ...] = 0
+    """The paper's b."""
+    timesteps: tuple[int, ...] | None = None
+    """The evaluated timesteps, descending from at most T; overrides num_steps and spacing."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"sampling.num_steps must be at least 1: got {self.num_steps}")
+        if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
+            raise ValueError(f"sampling.eta must be between 0 and 1: got {self.eta}")
+        for factor in as_tuple(self.factor):
+            if factor < 1:
+                raise ValueError(f"sampling.factor must be at least 1: got {factor}")
+        if self.timesteps is not None:
+            steps = self.timesteps
+            if not steps or steps[-1] < 1 or any(s >= t for t, s in zip(steps, steps[1:], strict=False)):
+                raise ValueError(f"sampling.timesteps must descend and end at 1 or above: got {list(steps)}")
+        self._check_range()
+
+    def _check_range(self) -> None:
+        lows = as_tuple(self.condition_to)
+        highs = lows if self.condition_from is None else as_tuple(self.condition_from)
+        if len(lows) > 1 and len(highs) > 1 and len(lows) != len(highs):
+            raise ValueError(
+                "sampling.condition_from and sampling.condition_to must be one, or one an image: "
+                f"got {len(highs)} and {len(lows)} values"
+            )
+        for low in lows:
+            if low < 0:
+                raise ValueError(f"sampling.condition_to must be at least 0: got {low}")
+            if min(highs) < low and (len(lows) == 1 or len(highs) == 1):
+                raise ValueError(
+                    f"the range is reversed: sampling.condition_from={min(highs)} is below "
+                    f"sampling.condition_to={low}; give the larger timestep first (condition_from, the paper's a)"
+                )
+        if len(lows) == len(highs) and any(a < b for a, b in zip(highs, lows, strict=True)):
+            raise ValueError("the range is reversed: a sampling.condition_from is below its sampling.condition_to")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "SamplingPlan":
+        """A named plan, with changes.
+
+        Args:
+            name: "paper" (every timestep, fresh noise, bicubic: Choi et al. 2021) or "draft" (few steps).
+            **changes: fields to set otherwise.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+    def resolved(self, num_timesteps: int) -> "SamplingPlan":
+        """This plan with what depends on T filled in (num_steps of "paper", condition_from) and checked.
+
+        Raises:
+            ValueError: a timestep lies outside [0, T], or there are more steps than timesteps.
+        """
+        T = num_timesteps
+        num_steps = T if self.num_steps >= EVERY_TIMESTEP else self.num_steps
+        if num_steps > T:
+            raise ValueError(f"sampling.num_steps must be at most T={T}: got {num_steps}")
+        if self.timesteps is not None and self.timesteps[0] > T:
+            raise ValueError(f"sampling.timesteps must start at T={T} or below: got {self.timesteps[0]}")
+        condition_from = T if self.condition_from is None else self.condition_from
+        for field, value in (("condition_from", condition_from), ("condition_to", self.condition_to)):
+            for t in as_tuple(value):
+                if not 0 <= t <= T:
+                    raise ValueError(f"sampling.{field} must be in [0, {T}]: got {t}")
+        return dataclasses.replace(self, num_steps=num_steps, condition_from=condition_from)
+
+
+EVERY_TIMESTEP = 1_000_000
+"""A num_steps that stands for the checkpoint's own T, whatever it is."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"num_steps": EVERY_TIMESTEP},
+    "draft": {"num_steps": 50},
+}
+
+
+def as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """A setting that may be one or one an image, as a tuple."""
+    return (value,) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,140 @@
+"""The forward process q(x_t | x_0) and the spacings of the timesteps that a sampler visits."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MIN_LOG_SNR_HALF = -5.5
+"""Log-SNR spacings start no lower: half of a cosine schedule's points would otherwise crowd at T."""
+
+
+class NoiseSchedule:
+    """Variance-preserving noise schedule with tables in float64 on the CPU; index t=0 is data, t=T is noise.
+
+    Args:
+        betas: (T,) variances of the forward steps 1..T, each in (0, 1).
+
+    Raises:
+        ValueError: betas are not a vector of numbers in (0, 1).
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError("diffusion.betas must be a list of numbers, each above 0 and below 1")
+        self.betas = betas
+        self.alphas_cumprod = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
+        """(T+1,) with alphas_cumprod[0] = 1."""
+        self.log_snr_half = 0.5 * (torch.log(self.alphas_cumprod) - torch.log1p(-self.alphas_cumprod))
+        """(T+1,) lambda_t = log(sqrt(alphas_cumprod) / sqrt(1 - alphas_cumprod)), infinite at t=0."""
+        self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def linear(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
+        """Ho et al. 2020: betas from 1e-4 to 0.02 for T=1000, scaled by 1000/T (Nichol and Dhariwal 2021)."""
+        scale = 1000 / num_timesteps
+        if scale * 0.02 >= 1:
+            raise ValueError(f"a linear schedule needs diffusion.num_timesteps above 20: got {num_timesteps}")
+        return cls(torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
+        """Nichol and Dhariwal 2021, equation 17, with betas of at most 0.999."""
+        u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        return cls((1 - f[1:] / f[:-1]).clamp(max=0.999))
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+    def signal_and_noise(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), shaped to multiply images.
+
+        Args:
+            t: (B,) timesteps in [0, T], or one for all.
+            like: (B, C, H, W) gives device and dtype.
+        """
+        key = (like.device, like.dtype)
+        if key not in self._moved:
+            a = self.alphas_cumprod
+            self._moved[key] = (a.sqrt().to(like.dtype).to(like.device), (1 - a).sqrt().to(like.dtype).to(like.device))
+        index = torch.as_tensor(t, device=like.device).reshape(-1)
+        signal, noise = self._moved[key]
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        return signal[index].reshape(shape), noise[index].reshape(shape)
+
+    def q_sample(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """Draw x_t ~ q(x_t | x_0) (Ho et al. 2020, equation 4).
+
+        Args:
+            x0: (B, C, H, W) images.
+            t: (B,) timesteps in [0, T], or one for all.
+            noise: (B, C, H, W) standard normal.
+        """
+        signal, sigma = self.signal_and_noise(t, x0)
+        return signal * x0 + sigma * noise
+
+
+def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform") -> list[int]:
+    """Distinct timesteps, descending from at most T to at least 1; the step after the last goes to 0.
+
+    Args:
+        schedule: gives T and the log-SNR.
+        num_steps: how many, in [1, T].
+        spacing: a key of SPACINGS.
+
+    Raises:
+        ValueError: num_steps is outside [1, T], or spacing unknown.
+    """
+    T = schedule.num_timesteps
+    if not 1 <= num_steps <= T:
+        raise ValueError(f"sampling.num_steps must be in [1, {T}]: got {num_steps}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"sampling.spacing must be one of {', '.join(SPACINGS)}: got {spacing!r}")
+    return _distinct(SPACINGS[spacing](schedule, num_steps), T)
+
+
+def uniform_spacing(schedule: NoiseSchedule, num_steps: int) -> list[int]:
+    """Equal steps in t, as ADM respaces (Nichol and Dhariwal 2021); one step starts at T."""
+    T = schedule.num_timesteps
+    if num_steps == 1:
+        return [T]
+    return [1 + round(i * (T - 1) / (num_steps - 1)) for i in reversed(range(num_steps))]
+
+
+def quadratic_spacing(schedule: NoiseSchedule, num_steps: int) -> list[int]:
+    """Steps that shrink linearly towards t=0 (Song et al. 2021, appendix D.2)."""
+    T = schedule.num_timesteps
+    return [max(1, round(T * (1 - i / num_steps) ** 2)) for i in range(num_steps)]
+
+
+def logsnr_spacing(schedule: NoiseSchedule, num_steps: int) -> list[int]:
+    """Equal steps in log-SNR from T to 1 (Lu et al. 2022), each to the nearest timestep."""
+    lam = schedule.log_snr_half[1:]
+    low, high = max(float(lam[-1]), MIN_LOG_SNR_HALF), float(lam[0])
+    points = torch.linspace(low, high, num_steps, dtype=torch.float64)
+    return [int((lam - point).abs().argmin()) + 1 for point in points]
+
+
+SPACINGS: dict[str, Callable[[NoiseSchedule, int], list[int]]] = {
+    "uniform": uniform_spacing,
+    "quadratic": quadratic_spacing,
+    "logsnr": logsnr_spacing,
+}
+
+
+def _distinct(descending: list[int], T: int) -> list[int]:
+    """Where two fall on one time, the later (from the small end) moves to the next free one, downwards if past T."""
+    taken: set[int] = set()
+    for t in reversed(descending):
+        free = t
+        while free in taken:
+            free += 1
+        if free > T:
+            free = next(s for s in range(T, 0, -1) if s not in taken)
+        taken.add(free)
+    return sorted(taken, reverse=True)

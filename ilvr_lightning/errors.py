@@ -1,0 +1,13 @@
+"""UserError: a mistake that the person at the keyboard can mend."""
+
+
+class UserError(ValueError):
+    """One line that names the setting, what was given, and what to give; commands print it and exit with 2."""
+
+
+def did_you_mean(given: str, known: list[str]) -> str:
+    """A hint that names the nearest of the known words, or lists them."""
+    import difflib
+
+    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"

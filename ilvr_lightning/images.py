@@ -1,0 +1,197 @@
+"""Pictures in and out: reading with care, [-1, 1] <-> 8 bits, labelled grids."""
+
+import glob
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from ilvr_lightning.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+Fit = Literal["crop", "pad"]
+Pixels = NDArray[np.uint8]
+
+
+class BrokenImageError(UserError):
+    """A file that claims to be an image and is none."""
+
+
+def read_image(source: Path | bytes, channels: int = 3) -> Image.Image:
+    """Read a picture as RGB or greyscale, upright, transparent parts over white, 16 bits scaled to 8.
+
+    Args:
+        source: a file, or its bytes.
+        channels: 3 or 1.
+
+    Raises:
+        BrokenImageError: it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return convert(image, channels)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        name = "an image" if isinstance(source, bytes) else str(source)
+        raise BrokenImageError(f"{name} cannot be read as an image: {str(error).partition(chr(10))[0]}") from error
+
+
+def convert(image: Image.Image, channels: int = 3) -> Image.Image:
+    """Any mode to RGB (channels=3) or L (channels=1), EXIF rotation applied."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_eight_bits(np.asarray(image, dtype=np.float64)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _to_eight_bits(values: NDArray[np.float64]) -> Pixels:
+    """Greyscale of 16 bits, or floats of any of the usual scales."""
+    highest = values.max(initial=0)
+    scale = 255.0 if highest <= 1 else 1.0 if highest <= 255 else 255 / 65535
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
+    """Resize with antialias to (height, width): cover and crop to the centre, or fit inside white margins."""
+    width_height = (size[1], size[0])
+    if fit == "crop":
+        return ImageOps.fit(image, width_height, Image.Resampling.LANCZOS)
+    return ImageOps.pad(image, width_height, Image.Resampling.LANCZOS, color="white")
+
+
+def to_pixels(image: Image.Image) -> Pixels:
+    """(H, W, C) 8-bit array."""
+    pixels = np.array(image, dtype=np.uint8)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """(..., H, W, C) 8-bit to (..., C, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3))).float() / 127.5 - 1
+
+
+def from_tensor(x: Tensor) -> Pixels:
+    """(..., C, H, W) in [-1, 1] to (..., H, W, C) 8-bit, clipped and rounded."""
+    scaled = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.moveaxis(scaled.cpu().numpy(), -3, -1)
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """(H, W, C) 8-bit array to a picture."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A reference picture, fitted to the model's size."""
+
+    name: str
+    """Base name of the file without its ending."""
+    pixels: Pixels
+    """(H, W, C)."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the fitted 8-bit pixels: what an image's noise depends on."""
+        return hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
+
+    @property
+    def tensor(self) -> Tensor:
+        """(C, H, W) in [-1, 1]."""
+        return to_tensor(self.pixels)
+
+
+def fitted(name: str, image: Image.Image, size: tuple[int, int], channels: int, fit: Fit = "crop") -> Reference:
+    """A picture of any mode and size, made a reference."""
+    return Reference(name=name, pixels=to_pixels(fit_image(convert(image, channels), size, fit)))
+
+
+def find_images(patterns: Sequence[str], setting: str = "--ref") -> list[Path]:
+    """Files that paths, folders and globs name, in order, each once.
+
+    Raises:
+        UserError: a path is missing, or a folder or glob holds no images.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        else:
+            matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES)
+            if not glob.has_magic(pattern):
+                raise UserError(f"{setting}: there is no file or folder {pattern}")
+        if not matches:
+            raise UserError(f"{setting}: no images in {pattern}; known endings are {' '.join(SUFFIXES)}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def read_references(paths: Sequence[Path], size: tuple[int, int], channels: int, fit: Fit = "crop") -> list[Reference]:
+    """Read and fit reference pictures; equal pictures under one name are kept once."""
+    references: dict[tuple[str, str], Reference] = {}
+    for path in paths:
+        reference = fitted(path.stem, read_image(path, channels), size, channels, fit)
+        references.setdefault((reference.name, reference.sha256), reference)
+    return list(references.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A labelled group of tiles, one list of pictures a row."""
+
+    label: str
+    rows: Sequence[Sequence[Pixels]]
+
+
+def draw_grid(columns: Sequence[Column], title: str, min_tile: int = 96) -> Image.Image:
+    """A labelled grid: groups of columns side by side, a reference a row.
+
+    Args:
+        columns: the groups; every one has as many rows.
+        title: drawn above all.
+        min_tile: tiles of fewer pixels are enlarged by a whole number, pixel by pixel.
+    """
+    height, width, _ = next(tile for column in columns for row in column.rows for tile in row).shape
+    zoom = max(1, -(-min_tile // min(height, width)))
+    tile_h, tile_w, gap, margin = height * zoom, width * zoom, 2, 12
+    font = ImageFont.load_default(14)
+    header = 44
+    widths = [max((len(row) for row in c.rows), default=0) * (tile_w + gap) - gap for c in columns]
+    total = (2 * margin + sum(widths) + margin * (len(widths) - 1), header + margin)
+    rows = max(len(c.rows) for c in columns)
+    title_width = int(font.getlength(title)) + 2 * margin
+    sheet = Image.new("RGB", (max(total[0], title_width), total[1] + rows * (tile_h + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((margin, 4), title, fill="black", font=font)
+    left = margin
+    for column, column_width in zip(columns, widths, strict=True):
+        draw.text((left, 24), _shortened(column.label, column_width, font), fill="black", font=font)
+        for i, row in enumerate(column.rows):
+            for j, pixels in enumerate(row):
+                tile = to_image(pixels).convert("RGB").resize((tile_w, tile_h), Image.Resampling.NEAREST)
+                sheet.paste(tile, (left + j * (tile_w + gap), header + i * (tile_h + gap)))
+        left += column_width + margin
+    return sheet
+
+
+def _shortened(label: str, width: int, font: Any) -> str:
+    """The label, cut where it would run into the next one."""
+    while len(label) > 1 and font.getlength(label) > width + 8:
+        label = label[:-1]
+    return label

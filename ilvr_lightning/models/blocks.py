@@ -1,0 +1,142 @@
+"""Building blocks of the U-Net."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Resample = Literal["down", "up"] | None
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups as in ADM, or as many as divide a narrower or odd width."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    """Zero a layer's parameters, so that its residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """(B, channels) sinusoids of the 0-based timesteps t (B,), cosines first (Vaswani et al. 2017; ADM's order)."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies[None]
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(embedding, (0, channels % 2))
+
+
+def resample(x: Tensor, mode: Resample) -> Tensor:
+    """Halve by average pooling, double by nearest neighbour, or leave alone."""
+    if mode == "down":
+        return F.avg_pool2d(x, 2)
+    if mode == "up":
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return x
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, the timestep between them (Ho et al. 2020; with scale_shift, Dhariwal and Nichol 2021).
+
+    Args:
+        channels: of the input.
+        out_channels: of the output.
+        embedding_channels: of the timestep embedding.
+        scale_shift: the embedding scales and shifts after the second normalisation, else it is added before it.
+        mode: "down" or "up" also halves or doubles the size.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        *,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        mode: Resample = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.mode = mode
+        self.norm1 = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.embedding = nn.Linear(embedding_channels, out_channels * (2 if scale_shift else 1))
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B, channels, H, W), embedding (B, embedding_channels) -> (B, out_channels, H', W')."""
+        h = self.conv1(resample(F.silu(self.norm1(x)), self.mode))
+        e = self.embedding(F.silu(embedding))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + e)
+        h = self.conv2(self.dropout(F.silu(h)))
+        output: Tensor = self.skip(resample(x, self.mode)) + h
+        return output
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map.
+
+    Args:
+        channels: of input and output.
+        num_heads: divides channels.
+        new_order: queries, keys and values are split before the heads, else after (ADM's two orders).
+    """
+
+    def __init__(self, channels: int, num_heads: int, new_order: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.new_order = new_order
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero_(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x).flatten(2).mT)
+        dim = channels // self.num_heads
+        if self.new_order:
+            q, k, v = qkv.reshape(batch, -1, 3, self.num_heads, dim).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = qkv.reshape(batch, -1, self.num_heads, 3, dim).permute(3, 0, 2, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        return x + self.out(h).mT.reshape(batch, channels, height, width)
+
+
+class Downsample(nn.Module):
+    """Halve the size by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        output: Tensor = self.conv(x)
+        return output
+
+
+class Upsample(nn.Module):
+    """Double the size by nearest neighbour and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        output: Tensor = self.conv(resample(x, "up"))
+        return output

@@ -1,0 +1,66 @@
+"""The U-Net's settings. Standard library only, so that a command line can read them at once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Architecture, under ADM's flag names.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it and what to give.
+    """
+
+    channels: int = 64
+    """Width of the first level."""
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    """Width of each level, as multiples of channels."""
+    num_res_blocks: int = 2
+    """Residual blocks a level."""
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    """Heights of the feature maps that have self-attention, at the training size."""
+    num_head_channels: int = 64
+    """Channels of an attention head; -1: num_heads decides."""
+    num_heads: int = 4
+    """Attention heads where num_head_channels is -1."""
+    resblock_updown: bool = False
+    """Residual blocks for down- and upsampling (Brock et al. 2019) in place of strided convolutions."""
+    use_scale_shift_norm: bool = True
+    """The timestep scales and shifts after normalisation (adaptive group normalisation)."""
+    use_new_attention_order: bool = False
+    """Split queries, keys and values before the heads; matters only for weights that were trained so."""
+    dropout: float = 0.0
+    """In the residual blocks."""
+    learn_sigma: bool = False
+    """Predict the variance too (Nichol and Dhariwal 2021)."""
+    patch_size: int = 1
+    """2 works on 2x2 patches (pixel-unshuffle in, shuffle out): a quarter of the cost."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("channels", self.channels), ("num_res_blocks", self.num_res_blocks)):
+            if value < 1:
+                raise ValueError(f"model.{name} must be at least 1: got {value}")
+        if not self.channel_mult or min(self.channel_mult) < 1:
+            raise ValueError(f"model.channel_mult must list numbers of at least 1: got {list(self.channel_mult)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must be at least 0 and below 1: got {self.dropout}")
+        if self.patch_size not in (1, 2):
+            raise ValueError(f"model.patch_size must be 1 or 2: got {self.patch_size}")
+        if self.num_head_channels == 0 or self.num_head_channels < -1:
+            raise ValueError(f"model.num_head_channels must be positive, or -1: got {self.num_head_channels}")
+        if self.num_heads < 1:
+            raise ValueError(f"model.num_heads must be at least 1: got {self.num_heads}")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a ValueError that says what to give unless the levels divide the size."""
+        multiple = self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"data.image_size must be a multiple of {multiple} for {len(self.channel_mult)} levels of "
+                f"model.channel_mult and model.patch_size={self.patch_size}: got {height}x{width}; "
+                f"give {_nearest(height, multiple)}x{_nearest(width, multiple)} or fewer levels"
+            )
+
+
+def _nearest(side: int, multiple: int) -> int:
+    return max(multiple, round(side / multiple) * multiple)

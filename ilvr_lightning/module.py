@@ -1,0 +1,169 @@
+"""DDPM, the LightningModule that trains the unconditional model: thin."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from ilvr_lightning.config import Config, DiffusionConfig, OptimConfig, config_from_plain
+from ilvr_lightning.diffusion.denoiser import Denoiser
+from ilvr_lightning.diffusion.loss import training_losses
+from ilvr_lightning.diffusion.noise import derive_seed
+from ilvr_lightning.diffusion.schedule import NoiseSchedule
+from ilvr_lightning.models.unet import UNet
+
+Batch = dict[str, Tensor]
+
+
+def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
+    """The noise schedule that a configuration names."""
+    if config.betas is not None:
+        return NoiseSchedule(torch.tensor(config.betas, dtype=torch.float64))
+    return {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}[config.schedule](config.num_timesteps)
+
+
+class DDPM(pl.LightningModule):
+    """Trains a denoiser on batch["image"] (B, C, H, W) in [-1, 1] (Ho et al. 2020, algorithm 1).
+
+    Timesteps, noise and flips come from (seed, global step, place in the global batch), so neither the number of
+    devices nor a resumed run changes them.
+
+    Args:
+        config: a Config, or what `Config.plain` made of one.
+    """
+
+    def __init__(self, config: Config | dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, Config) else config_from_plain(config)
+        self.save_hyperparameters({"config": self.config.plain()})
+        self.schedule = make_schedule(self.config.diffusion)
+        self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)
+        # Sums of (loss, count) since the last log: over all timesteps of this step, then a quartile of t each.
+        self._step_sums = torch.zeros(2)
+        self._quartile_sums = torch.zeros(4, 2)
+        self._validation_sums = torch.zeros(2, dtype=torch.float64)
+        self._bad_step = torch.tensor(-1)
+        self.grad_norm = torch.tensor(0.0)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network as a callable (x, t) -> Prediction."""
+        return Denoiser(self.network, self.schedule, self.config.diffusion.prediction)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.config.data.channels, *self.config.data.size)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of this rank's share of a micro-batch."""
+        x0 = batch["image"]
+        parts = self.trainer.accumulate_grad_batches
+        first = (batch_idx % parts * self.trainer.world_size + self.trainer.global_rank) * len(x0)
+        seeds = [
+            derive_seed(self.config.seed, "train", self.trainer.global_step, first + place) for place in range(len(x0))
+        ]
+        if self.config.data.flip:
+            flip = torch.tensor([derive_seed(seed, "flip") % 2 == 1 for seed in seeds], device=x0.device)
+            x0 = torch.where(flip[:, None, None, None], x0.flip(-1), x0)
+        t, noise = self._draw(seeds, x0)
+        losses = training_losses(self.denoiser, x0, t, noise, self.config.diffusion.loss)
+        self._record(losses.detach(), t)
+        return losses.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Sum losses on noise and timesteps that are each image's own, so that two epochs are comparable."""
+        index = batch["index"].tolist()
+        t, noise = self._draw([derive_seed(self.config.seed, "validation", i) for i in index], batch["image"])
+        losses = training_losses(self.denoiser, batch["image"], t, noise, self.config.diffusion.loss)
+        weight = (batch["index"] >= 0).to(losses.dtype)
+        self._validation_sums += torch.stack([(losses * weight).sum(), weight.sum()]).cpu()
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation_sums = torch.zeros(2, dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        total, count = self._summed(self._validation_sums.to(self.device, torch.float32)).tolist()
+        self.log("val/loss", total / max(count, 1), prog_bar=True, rank_zero_only=False)
+
+    def _draw(self, seeds: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
+        """t (B,) ~ U{1..T} and noise like the images, each from its own seed."""
+        T = self.schedule.num_timesteps
+        t = torch.tensor([1 + derive_seed(seed, "t") % T for seed in seeds], device=like.device)
+        noise = torch.empty_like(like, memory_format=torch.contiguous_format)
+        generator = torch.Generator(like.device)
+        for place, seed in enumerate(seeds):
+            noise[place].normal_(generator=generator.manual_seed(seed))
+        return t, noise
+
+    def _record(self, losses: Tensor, t: Tensor) -> None:
+        """Keep sums on the device; nothing here waits for it."""
+        device = losses.device
+        losses = losses.float()
+        if self._step_sums.device != device:
+            self._step_sums, self._quartile_sums = self._step_sums.to(device), self._quartile_sums.to(device)
+            self._bad_step = self._bad_step.to(device)
+        both = torch.stack([losses, torch.ones_like(losses)], dim=1)
+        self._step_sums += both.sum(0)
+        quartile = (t - 1) * 4 // self.schedule.num_timesteps
+        self._quartile_sums.index_add_(0, quartile, both)
+        step = torch.full_like(self._bad_step, self.trainer.global_step)
+        is_bad = (self._bad_step < 0) & ~losses.isfinite().all()
+        self._bad_step = torch.where(is_bad, step, self._bad_step)
+
+    def check_finite(self) -> None:
+        """Stop the run if a loss since the start was not finite; called before anything is saved.
+
+        Raises:
+            FloatingPointError: names the first such step.
+        """
+        bad = self._bad_step.float()
+        if self.trainer.world_size > 1:
+            bad = self.all_gather(bad).max()
+        if bad >= 0:
+            raise FloatingPointError(
+                f"the loss was not finite at step {int(bad)}; nothing was saved since. Lower optim.lr "
+                f"({self.config.optim.lr:g}), set optim.grad_clip, or train in trainer.precision=32-true; "
+                "resume=auto goes on from the last good checkpoint"
+            )
+
+    def pop_losses(self) -> dict[str, float]:
+        """Mean losses over all ranks since the last call: of the last step, and by quartile of t."""
+        sums = self._summed(torch.cat([self._step_sums[None], self._quartile_sums])).tolist()
+        self._step_sums.zero_()
+        self._quartile_sums.zero_()
+        names = ("train/loss", *(f"train/loss_q{i}" for i in (1, 2, 3, 4)))
+        return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+
+    def reset_step_loss(self) -> None:
+        """Begin the mean of a new step."""
+        self._step_sums.zero_()
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Summed over the ranks."""
+        return self.all_gather(sums).sum(0) if self.trainer.world_size > 1 else sums
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip by optim.grad_clip and keep the norm from before."""
+        limit = self.config.optim.grad_clip
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit)
+
+    def configure_optimizers(self) -> Any:
+        optim = self.config.optim
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
+        optimizer = kind(self.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, optim))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def lr_factor(step: int, optim: OptimConfig) -> float:
+    """Share of optim.lr after so many steps: linear warm-up, then constant or a cosine to 0 at decay_steps."""
+    warm = min(1.0, (step + 1) / (optim.warmup_steps + 1))
+    if optim.decay_steps is None:
+        return warm
+    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / optim.decay_steps)))

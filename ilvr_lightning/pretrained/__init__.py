@@ -1,0 +1,1 @@
+"""Checkpoints in: recognised by content, loaded strictly."""

@@ -1,0 +1,106 @@
+"""sample.py --reproduce: make a picture again from the recipe in it, whose parts are found by their hashes."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
+from ilvr_lightning.pretrained.load import load_denoiser
+from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
+from ilvr_lightning.runs import make_writable
+from ilvr_lightning.sampling import ILVRSampler, Job, file_sha256, write_whole
+from ilvr_lightning.session import find_references
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Make args.reproduce again in args.out and say how far apart the two are; returns the exit status.
+
+    Raises:
+        UserError: the file holds no recipe, or its reference or checkpoint is not found.
+    """
+    source, folder = Path(args.reproduce), Path(args.out)
+    if not source.is_file():
+        raise UserError(f"--reproduce: there is no file {source}")
+    recipe = read_recipe(source)
+    if recipe is None:
+        raise UserError(f"--reproduce: {source} holds no recipe of ours; give a PNG that sample.py wrote")
+    old = to_pixels(read_image(source))
+    checkpoint = _find_checkpoint(recipe, source, args.ckpt)
+    loaded = load_denoiser(checkpoint, "raw" if recipe.weights == "raw" else "ema")
+    channels = loaded.image_shape[0]
+    shape = (channels, old.shape[0], old.shape[1])
+    reference = _find_reference(recipe, source, args, shape)
+    target = folder / source.name
+    if target.exists() and target.resolve() == source.resolve():
+        target = folder / f"{source.stem}_reproduced.png"
+    make_writable(folder, "--out")
+    if target.exists() and not args.overwrite:
+        raise UserError(f"--out: {target} is there already; give another folder, or --overwrite")
+
+    plan = plan_of(recipe)
+    device = torch.device(recipe.device if recipe.device == "cpu" or torch.cuda.is_available() else "cpu")
+    module = ILVRSampler(loaded, shape, plan, recipe.precision == "bf16").to(device)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    job = Job(reference=reference, factor=recipe.plan["factor"] if reference else None, sample=recipe.sample,
+              recipe=recipe, file=source.name)  # fmt: skip
+    # Convolutions may round differently in a batch of another size.
+    new = from_tensor(module.predict_step([job] * recipe.batch_size))[0]
+    write_whole(target, lambda path: to_image(new).save(path, "PNG", pnginfo=recipe_info(recipe)))
+    difference = int(np.abs(to_pixels(read_image(target)).astype(int) - old).max())
+    verdict = "identical" if difference == 0 else f"at most {difference} of 255 apart"
+    print(f"{target}: {verdict}")
+    if device.type != recipe.device:
+        print(f"it was made on {recipe.device}, which is not here; another kind of device draws other noise")
+    return 0
+
+
+def plan_of(recipe: Recipe) -> SamplingPlan:
+    """The plan that a recipe holds."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.plan.items()}
+    try:
+        return SamplingPlan(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the recipe's plan is not of this version: {error}") from None
+
+
+def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:
+    def candidates() -> Iterator[Path]:
+        if given is not None:
+            yield Path(given)
+        yield from source.parent.glob("*.ckpt")
+        yield from Path("runs").rglob("*.ckpt")
+
+    for path in candidates():
+        if path.is_file() and file_sha256(path) == recipe.checkpoint_sha256:
+            return path
+    raise UserError(
+        f"--reproduce: the checkpoint with SHA-256 {recipe.checkpoint_sha256[:16]}... is not beside the file, "
+        "given by --ckpt, or under runs/; give it with --ckpt"
+    )
+
+
+def _find_reference(
+    recipe: Recipe, source: Path, args: argparse.Namespace, shape: tuple[int, int, int]
+) -> Reference | None:
+    if recipe.reference_sha256 is None:
+        return None
+    kept = source.parent / "references" / f"{recipe.reference_sha256}.png"
+    candidates: list[Reference] = []
+    if kept.is_file():
+        candidates += find_references([str(kept)], shape, "crop")
+    if args.ref:
+        candidates += find_references(args.ref, shape, args.fit)
+    for reference in candidates:
+        if reference.sha256 == recipe.reference_sha256:
+            return reference
+    raise UserError(
+        f"--reproduce: the reference {recipe.reference!r} (SHA-256 {recipe.reference_sha256[:16]}...) is not in "
+        f"{source.parent / 'references'} or given by --ref; give it with --ref (and --fit as it was)"
+    )

@@ -1,0 +1,139 @@
+"""What sample.py finds and checks before it starts: checkpoint, references, sizes, devices."""
+
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from ilvr_lightning.config import DataConfig
+from ilvr_lightning.diffusion.factor import check_factor
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.images import Fit, Reference, find_images, fitted, read_image, read_references
+from ilvr_lightning.models.unet import UNet
+from ilvr_lightning.pretrained.load import LoadedDenoiser
+from ilvr_lightning.runs import newest_checkpoint
+from ilvr_lightning.sampling import check_names
+
+FROM_DATA_SET = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
+
+
+def find_checkpoint(given: str | None) -> Path:
+    """The checkpoint given, else the newest run's last one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if given is not None:
+        return Path(given)
+    found = newest_checkpoint(Path("runs"))
+    if found is None:
+        raise UserError(
+            "--ckpt is missing and there is no run under runs/: train one with train.py, or give a checkpoint"
+        )
+    return found
+
+
+def fitting_shape(
+    loaded: LoadedDenoiser, size: tuple[int, int] | None, factors: Sequence[int], plan: SamplingPlan
+) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures, once network, factors and plan are known to allow it.
+
+    Raises:
+        UserError: they do not.
+    """
+    channels, *trained = loaded.image_shape
+    height, width = size or (trained[0], trained[1])
+    try:
+        if isinstance(loaded.network, UNet):
+            loaded.network.config.check_size(height, width)
+        for factor in factors:
+            check_factor(factor, (height, width))
+        plan.resolved(loaded.schedule.num_timesteps)
+    except ValueError as error:
+        raise UserError(str(error).replace("data.image_size", "--image-size")) from None
+    learned = getattr(loaded.network, "out_channels", channels) == 2 * channels
+    if plan.variance == "learned" and not learned:
+        raise UserError("--variance learned needs a network that learned its variance; give small, large or auto")
+    return channels, height, width
+
+
+def find_references(given: Sequence[str], shape: tuple[int, int, int], fit: Fit) -> list[Reference]:
+    """References from files, folders and globs, or from a data set's split written DATASET:SPLIT[A:B].
+
+    Raises:
+        UserError: a path is missing, or a file is no image.
+    """
+    channels, *size = shape
+    references: list[Reference] = []
+    for pattern in given:
+        match = FROM_DATA_SET.fullmatch(pattern)
+        if match and not Path(pattern).exists():
+            references += _from_data_set(match, (size[0], size[1]), channels, fit)
+        else:
+            references += read_references(find_images([pattern]), (size[0], size[1]), channels, fit)
+    check_names(references)
+    return references
+
+
+def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, fit: Fit) -> list[Reference]:
+    from ilvr_lightning.source import open_splits
+
+    rows, _ = open_splits(DataConfig(path=match["path"], split=match["split"]), seed=0, hold_out=False)
+    first, last = int(match["first"] or 0), min(int(match["last"] or len(rows)), len(rows))
+    if first >= last:
+        raise UserError(f"--ref {match[0]}: it holds {len(rows)} images; the part asked for is empty")
+    return [
+        fitted(f"{match['split']}_{row}", read_image(rows.image_bytes(row), channels), size, channels, fit)
+        for row in range(first, last)
+    ]
+
+
+def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Trainer:
+    """A Trainer that predicts, and writes nothing of its own.
+
+    Raises:
+        UserError: there are fewer devices than asked for.
+    """
+    available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device == "auto":
+        device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if device != "cpu" and available[device] < devices:
+        raise UserError(
+            f"--devices {devices} --device {device}: this machine has {available[device]}; "
+            + (f"give --devices {available[device]}" if available[device] else "give --device cpu")
+        )
+    quiet()
+    return pl.Trainer(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=devices,
+        callbacks=callbacks,
+        logger=False,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """auto: bfloat16 on a GPU, float32 elsewhere."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def quiet() -> None:
+    """Silence what Lightning says of itself and warns of without need; faults still come through."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*",  # images are cached
+        ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler starts at the step
+        ".*is deprecated.*",  # between Lightning and torch
+        ".*are overridden.*|.*predict_dataloader.*",
+        ".*accelerator.*but not used.*",  # what was asked for is used
+    ):
+        warnings.filterwarnings("ignore", pattern)

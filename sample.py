@@ -1,0 +1,68 @@
+"""Sample pictures that follow a reference: python sample.py --ref PATH... [--ckpt PATH] [--out DIR]."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ilvr_lightning.arguments import parse
+from ilvr_lightning.cli import command
+from ilvr_lightning.diffusion.plan import SamplingPlan
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    args, plan = parse(argv)
+    print("loading ...", flush=True)
+    if args.reproduce is not None:
+        from ilvr_lightning.reproduce import reproduce
+
+        return reproduce(args)
+    return sample(args, plan)
+
+
+def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
+    """Load -> jobs -> Trainer.predict -> PNGs and grids."""
+    from ilvr_lightning.callbacks import ILVRGrid
+    from ilvr_lightning.pretrained.load import load_denoiser
+    from ilvr_lightning.runs import make_writable
+    from ilvr_lightning.sampling import ILVRSampler, SampleJobs, SampleWriter, file_sha256, make_jobs, write_references
+    from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape, make_trainer, use_bf16
+
+    folder = Path(args.out)
+    checkpoint = find_checkpoint(args.ckpt)
+    loaded = load_denoiser(checkpoint, args.weights)
+    shape = fitting_shape(loaded, args.image_size, args.factor if args.ref else [], plan)
+    references = find_references(args.ref, shape, args.fit)
+    make_writable(folder, "--out")
+    write_references(references, folder)
+    jobs = SampleJobs(
+        make_jobs(
+            references,
+            args.factor,
+            args.num_samples,
+            plan.resolved(loaded.schedule.num_timesteps),
+            seed=args.seed,
+            weights=args.weights,
+            checkpoint_sha256=file_sha256(checkpoint),
+            folder=folder,
+        ),
+        folder,
+        args.batch_size,
+        args.overwrite,
+    )
+    trainer = make_trainer(args.device, args.devices, [SampleWriter(jobs), ILVRGrid()])
+    module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, trainer.strategy.root_device))
+    if trainer.is_global_zero:
+        done = len(jobs.jobs) - len(jobs.todo)
+        print(f"checkpoint   {checkpoint} ({args.weights} weights)")
+        print(f"samples      {len(jobs.todo)} to make" + (f", {done} already there" if done else ""), flush=True)
+    trainer.predict(module, datamodule=jobs, return_predictions=False)
+    if trainer.is_global_zero:
+        print("grids        " + "\n             ".join(str(path) for path, *_ in jobs.grids()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""Train an unconditional diffusion model: python train.py [CONFIG.yaml] [key=value ...]."""
+
+import sys
+from collections.abc import Sequence
+
+from ilvr_lightning.cli import command
+from ilvr_lightning.config import Config, describe, load_config, to_yaml
+
+USAGE = """usage: python train.py [CONFIG.yaml] [key=value ...] [--print-config] [--help]
+
+Trains on configs/toon32.yaml unless a recipe is named. Every key, its default and its meaning:
+"""
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    if {"-h", "--help"} & set(argv):
+        print(USAGE)
+        for key, kind, meaning, default in describe():
+            print(f"  {key}={default}\n      {meaning}{f' ({kind})' if kind else ''}")
+        return 0
+    config, name = load_config([a for a in argv if a != "--print-config"], default="configs/toon32.yaml")
+    if "--print-config" in argv:
+        print(to_yaml(config), end="")
+        return 0
+    train(config, name)
+    return 0
+
+
+def train(config: Config, name: str) -> None:
+    """Config -> module, data, callbacks -> Trainer.fit."""
+    print("loading ...", flush=True)
+    import lightning.pytorch as pl
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from ilvr_lightning.callbacks import EMA, Checkpoints, ILVRGrid, TrainingLog
+    from ilvr_lightning.data import HFImageDataModule
+    from ilvr_lightning.module import DDPM
+    from ilvr_lightning.pretrained.load import initialise, read_checkpoint
+    from ilvr_lightning.runs import make_writable, resume_checkpoint, run_folder
+    from ilvr_lightning.session import quiet
+
+    quiet()
+    resume = resume_checkpoint(config, name)
+    if resume is not None:
+        read_checkpoint(resume)
+    folder = run_folder(config, name, resume)
+    make_writable(folder / "checkpoints", "trainer.default_root_dir")
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = HFImageDataModule(config.data, config.seed)
+    data.setup()
+    module = DDPM(config)
+    if config.init_from is not None:
+        initialise(module.network, config.init_from)
+    grid = config.grid
+    trainer = pl.Trainer(
+        **config.trainer,
+        logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+        use_distributed_sampler=False,
+        callbacks=[
+            EMA(config.ema.decay),
+            TrainingLog(),
+            ILVRGrid(
+                data.references(grid.references),
+                config.grid_plan,
+                factors=grid.factors,
+                samples=grid.samples,
+                folder=folder / "grids",
+                seed=config.seed,
+                every_n_epochs=grid.every_n_epochs,
+                every_n_steps=grid.every_n_steps,
+            ),
+            Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps),
+        ],
+    )
+    if trainer.is_global_zero:
+        (folder / "config.yaml").write_text(to_yaml(config))
+        print(
+            f"data         {config.data.path}: {data.counts}, {config.data.size[0]}x{config.data.size[1]} px\n"
+            f"network      {sum(p.numel() for p in module.network.parameters()):,} parameters\n"
+            f"devices      {trainer.world_size} ({trainer.strategy.root_device.type}), global batch "
+            f"{config.data.batch_size}\n"
+            f"run          {folder}\n"
+            f"watch        tensorboard --logdir {folder} --samples_per_plugin images=1000",
+            flush=True,
+        )
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
