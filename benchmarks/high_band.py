@@ -1,6 +1,6 @@
 """High-band energy of ILVR samples against their references' own: below 1 is blur, above 1 grain.
 
-    python -m benchmarks.high_band --ref 'data/toon:test[0:128]' [--factor 4 8] [--ckpt PATH] [any plan flag of sample.py]
+    python -m benchmarks.high_band --ref 'data/toon:test[0:128]' [--factor 4 8] [--ckpt PATH] [plan flags of sample.py]
 
 References are held-out images of the training domain, one sample each, so that samples and references should have
 one distribution. Also prints the RMS difference of the two low bands.

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import skimage
-from make_sets import HERE, draw, write_checksums
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from make_sets import HERE, draw, write_checksums
 
 SIZE = 256
 CANVAS = 3 * SIZE  # everything is drawn at three times the size; coordinates run from 0 to 1

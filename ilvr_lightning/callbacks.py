@@ -126,7 +126,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         module = trainer.lightning_module
         if hasattr(module, "check_finite"):
-            module.check_finite()
+            module.check_finite()  # type: ignore[operator]  # of DDPM
         partial = self.folder / f".{name}.partial"
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
@@ -281,7 +281,11 @@ class ILVRGrid(Callback):
                     pixels
                 )
                 done += len(images)
-        gathered = pl_module.all_gather(pixels).flatten(0, 1) if trainer.world_size > 1 else pixels
+        gathered = pixels
+        if trainer.world_size > 1:
+            stacked = pl_module.all_gather(pixels)
+            assert isinstance(stacked, Tensor)
+            gathered = stacked.flatten(0, 1)
         tiles: dict[tuple[int, int | None, int], Pixels] = {}
         for rank in range(trainer.world_size):
             theirs = jobs[rank :: trainer.world_size]

@@ -130,7 +130,7 @@ class DiffusionConfig:
             )
 
     @property
-    def T(self) -> int:
+    def T(self) -> int:  # noqa: N802 - the field's name
         """Number of timesteps."""
         return len(self.betas) if self.betas is not None else self.num_timesteps
 
@@ -205,39 +205,37 @@ class CheckpointConfig:
         _positive("checkpoint", self, "every_n_steps")
 
 
-TRAINER_KEYS = tuple(
-    [
-        "accelerator",
-        "strategy",
-        "devices",
-        "num_nodes",
-        "precision",
-        "fast_dev_run",
-        "max_epochs",
-        "min_epochs",
-        "max_steps",
-        "min_steps",
-        "max_time",
-        "limit_train_batches",
-        "limit_val_batches",
-        "limit_test_batches",
-        "limit_predict_batches",
-        "overfit_batches",
-        "val_check_interval",
-        "check_val_every_n_epoch",
-        "num_sanity_val_steps",
-        "log_every_n_steps",
-        "enable_progress_bar",
-        "enable_model_summary",
-        "accumulate_grad_batches",
-        "deterministic",
-        "benchmark",
-        "profiler",
-        "detect_anomaly",
-        "barebones",
-        "sync_batchnorm",
-        "default_root_dir",
-    ]
+TRAINER_KEYS = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "precision",
+    "fast_dev_run",
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "accumulate_grad_batches",
+    "deterministic",
+    "benchmark",
+    "profiler",
+    "detect_anomaly",
+    "barebones",
+    "sync_batchnorm",
+    "default_root_dir",
 )
 """The Trainer's arguments that a run may set; callbacks, logger and sampler are the project's own."""
 
@@ -446,9 +444,9 @@ def field_docs(cls: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     docs = {}
     for statement, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(after.value.value).split())
+        match statement, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
     return docs
 
 

@@ -122,7 +122,7 @@ class DDPM(pl.LightningModule):
         """
         bad = self._bad_step.float()
         if self.trainer.world_size > 1:
-            bad = self.all_gather(bad).max()
+            bad = _gathered(self, bad).max()
         if bad >= 0:
             raise FloatingPointError(
                 f"the loss was not finite at step {int(bad)}; nothing was saved since. Lower optim.lr "
@@ -144,7 +144,7 @@ class DDPM(pl.LightningModule):
 
     def _summed(self, sums: Tensor) -> Tensor:
         """Summed over the ranks."""
-        return self.all_gather(sums).sum(0) if self.trainer.world_size > 1 else sums
+        return _gathered(self, sums).sum(0) if self.trainer.world_size > 1 else sums
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -159,6 +159,13 @@ class DDPM(pl.LightningModule):
         optimizer = kind(self.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _gathered(module: pl.LightningModule, value: Tensor) -> Tensor:
+    """(world, ...) a value from every rank."""
+    gathered = module.all_gather(value)
+    assert isinstance(gathered, Tensor)
+    return gathered
 
 
 def lr_factor(step: int, optim: OptimConfig) -> float:

@@ -1,5 +1,6 @@
 """What sample.py runs: jobs as a data module, sampling as a LightningModule, files as a callback."""
 
+import functools
 import hashlib
 import json
 import time
@@ -81,7 +82,7 @@ class SampleJobs(pl.LightningDataModule):
             names.add(name)
             plan = jobs[0].recipe.plan
             title = f"{name}: {plan['sampler']}, {plan['num_steps']} steps, {jobs[0].recipe.weights} weights"
-            yield self.folder / f"{name}_grid.png", lambda jobs=jobs: self._columns(jobs), title  # type: ignore[misc]
+            yield self.folder / f"{name}_grid.png", functools.partial(self._columns, jobs), title
 
     def _columns(self, jobs: list[Job]) -> list[Column]:
         def tiles(factor: int | None) -> list[Pixels]:
@@ -118,7 +119,8 @@ def make_jobs(
     """
     jobs: list[Job] = []
     taken: set[str] = set()
-    for reference in [*references] or [None]:
+    choices: list[Reference | None] = [*references] or [None]
+    for reference in choices:
         for factor in factors if reference is not None else [None]:
             for sample in range(num_samples):
                 recipe = Recipe(
@@ -244,10 +246,8 @@ class SampleWriter(Callback):
         assert isinstance(pl_module, ILVRSampler)
         for job, pixels in zip(batch, from_tensor(outputs), strict=True):
             recipe = replace(job.recipe, batch_size=len(batch), threads=torch.get_num_threads(), **pl_module.conditions)
-            write_whole(
-                self.jobs.folder / job.file,
-                lambda p, px=pixels, r=recipe: to_image(px).save(p, "PNG", pnginfo=recipe_info(r)),
-            )  # type: ignore[misc]
+            save = functools.partial(to_image(pixels).save, format="PNG", pnginfo=recipe_info(recipe))
+            write_whole(self.jobs.folder / job.file, save)
             with open(self.jobs.folder / "manifest.jsonl", "a") as manifest:
                 manifest.write(json.dumps({"file": job.file, **asdict(recipe)}) + "\n")
 
@@ -266,13 +266,9 @@ def estimate(seconds: float, evaluations: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def write_references(references: Sequence[Reference], folder: Path) -> None:
@@ -282,7 +278,7 @@ def write_references(references: Sequence[Reference], folder: Path) -> None:
     for reference in references:
         path = target / f"{reference.sha256}.png"
         if not path.exists():
-            write_whole(path, lambda p, r=reference: to_image(r.pixels).save(p, "PNG"))  # type: ignore[misc]
+            write_whole(path, functools.partial(to_image(reference.pixels).save, format="PNG"))
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

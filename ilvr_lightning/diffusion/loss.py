@@ -35,10 +35,10 @@ def training_losses(
     output = denoiser.raw(x_t, t).to(x0.dtype)
     signal, sigma = schedule.signal_and_noise(t, x0)
     target = {"eps": noise, "v": signal * noise - sigma * x0, "x0": x0}[denoiser.prediction_type]
-    mean, *variance = output.split(x0.shape[1], dim=1)
+    mean, variance = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
     loss = (mean - target).square().mean((1, 2, 3)) * WEIGHTINGS[weighting](schedule, t, x0, denoiser.prediction_type)
-    if variance:
-        frozen = denoiser.read(torch.cat([mean.detach(), variance[0]], dim=1), x_t, t)
+    if variance.shape[1]:
+        frozen = denoiser.read(torch.cat([mean.detach(), variance], dim=1), x_t, t)
         loss = loss + schedule.num_timesteps / 1000 * bound_term(schedule, frozen, x0, x_t, t)
     return loss
 

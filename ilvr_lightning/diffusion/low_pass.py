@@ -76,8 +76,10 @@ def low_pass_matrix(side: int, factor: int, kernel: str = "cubic", orthogonal: b
     if not orthogonal:
         return up @ down
     if kernel.startswith("lanczos"):
-        return torch.linalg.pinv(down) @ down
-    return up @ torch.linalg.pinv(up)
+        projection: Tensor = torch.linalg.pinv(down) @ down
+    else:
+        projection = up @ torch.linalg.pinv(up)
+    return projection
 
 
 def resize_matrix(length: int, new_length: int, kernel: str) -> Tensor:

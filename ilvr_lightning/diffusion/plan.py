@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 Spacing = Literal["uniform", "quadratic", "logsnr"]
@@ -29,7 +30,7 @@ class SamplingPlan:
     eta: float = 0.0
     """Noise of ddim: 0 deterministic, 1 as much as ancestral sampling."""
     variance: Variance = "auto"
-    """Of ddpm. small: the posterior's; large: beta; learned: the network's; auto: learned where there is one, else small."""
+    """Of ddpm. small: the posterior's; large: beta; learned: the network's; auto: learned where there is one."""
     clip: bool = True
     """Clip the predicted x_0 to [-1, 1] before it is refined."""
     factor: int | tuple[int, ...] = 8
@@ -58,7 +59,7 @@ class SamplingPlan:
                 raise ValueError(f"sampling.factor must be at least 1: got {factor}")
         if self.timesteps is not None:
             steps = self.timesteps
-            if not steps or steps[-1] < 1 or any(s >= t for t, s in zip(steps, steps[1:], strict=False)):
+            if not steps or steps[-1] < 1 or any(s >= t for t, s in pairwise(steps)):
                 raise ValueError(f"sampling.timesteps must descend and end at 1 or above: got {list(steps)}")
         self._check_range()
 

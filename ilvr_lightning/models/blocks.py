@@ -113,7 +113,8 @@ class Attention(nn.Module):
         else:
             q, k, v = qkv.reshape(batch, -1, self.num_heads, 3, dim).permute(3, 0, 2, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
-        return x + self.out(h).mT.reshape(batch, channels, height, width)
+        output: Tensor = x + self.out(h).mT.reshape(batch, channels, height, width)
+        return output
 
 
 class Downsample(nn.Module):

@@ -106,7 +106,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, H, W), 0-based timesteps t (B,) -> (B, C, H, W), or (B, 2C, H, W) with a learned variance."""
-        embedding = self.time_embedding(timestep_embedding(t, self.config.channels).to(self.out.weight.dtype))
+        embedding = self.time_embedding(timestep_embedding(t, self.config.channels).to(x.dtype))
         h = F.pixel_unshuffle(x, self.config.patch_size)
         skips = []
         for stage in self.encoder:
