@@ -13,7 +13,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from torchvision.utils import make_grid
 
+from ilvr_lightning.config import Config, flatten, to_yaml
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import image_seed
@@ -146,6 +149,7 @@ class TrainingLog(Callback):
         if isinstance(trainer.logger, TensorBoardLogger):
             text = "\n".join("    " + line for line in _config_text(pl_module).splitlines())
             trainer.logger.experiment.add_text("config", text, trainer.global_step)
+            _add_hyper_parameters(trainer.logger.experiment, pl_module.config)  # type: ignore[arg-type]  # of DDPM
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since, self._since_step = time.perf_counter(), trainer.global_step
@@ -179,9 +183,14 @@ class TrainingLog(Callback):
         self._since, self._since_step = time.perf_counter(), step
 
 
-def _config_text(pl_module: pl.LightningModule) -> str:
-    from ilvr_lightning.config import to_yaml
+def _add_hyper_parameters(writer: Any, config: Config) -> None:
+    """The settings as TensorBoard's hyper-parameters, judged by val/loss, without a value that was never measured."""
+    settings = {key: value for key, value in flatten(config.plain()) if isinstance(value, bool | int | float | str)}
+    for summary in hparams(settings, {"val/loss": 0.0}):  # type: ignore[no-untyped-call]
+        writer.file_writer.add_summary(summary)
 
+
+def _config_text(pl_module: pl.LightningModule) -> str:
     return to_yaml(pl_module.config)  # type: ignore[arg-type]  # of DDPM
 
 
@@ -338,8 +347,8 @@ class ILVRGrid(Callback):
         if isinstance(trainer.logger, TensorBoardLogger):
             writer = trainer.logger.experiment
             writer.add_image("ilvr/grid", np.asarray(sheet), trainer.global_step, dataformats="HWC")
-            free = draw_grid([Column(label="", rows=unconditional)], title)
-            writer.add_image("samples/unconditional", np.asarray(free), trainer.global_step, dataformats="HWC")
+            free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]
+            writer.add_image("samples/unconditional", make_grid(free, nrow=8), trainer.global_step)
             writer.flush()
 
 
