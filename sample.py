@@ -60,7 +60,8 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
         print(f"samples      {len(jobs.todo)} to make" + (f", {done} already there" if done else ""), flush=True)
     trainer.predict(module, datamodule=jobs, return_predictions=False)
     if trainer.is_global_zero:
-        print("grids        " + "\n             ".join(str(path) for path, *_ in jobs.grids()))
+        *_, last = jobs.grids()
+        print(f"pictures     in {folder}; grid {last.path}")
     return 0
 
 

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from ilvr_lightning.cli import command
-from ilvr_lightning.config import Config, describe, load_config, to_yaml
+from ilvr_lightning.config import Config
+from ilvr_lightning.configure import describe, load_config, to_yaml
 
 USAGE = """usage: python train.py [CONFIG.yaml] [key=value ...] [--print-config] [--help]
 
@@ -39,7 +40,7 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.module import DDPM
     from ilvr_lightning.pretrained.load import initialise, read_checkpoint
     from ilvr_lightning.runs import make_writable, resume_checkpoint, run_folder
-    from ilvr_lightning.session import quiet
+    from ilvr_lightning.session import quiet, trainer_from
 
     quiet()
     resume = resume_checkpoint(config, name)
@@ -51,13 +52,12 @@ def train(config: Config, name: str) -> None:
     data = HFImageDataModule(config.data, config.seed)
     data.setup()
     module = DDPM(config)
-    if config.init_from is not None:
-        initialise(module.network, config.init_from)
+    if (source := resume or config.init_from) is not None:
+        initialise(module.network, source)  # for a resumed run, a check that its network is this one
     grid = config.grid
-    trainer = pl.Trainer(
-        **config.trainer,
+    trainer = trainer_from(
+        config.trainer,
         logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
-        use_distributed_sampler=False,
         callbacks=[
             EMA(config.ema.decay),
             TrainingLog(),

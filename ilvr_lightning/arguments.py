@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
-from ilvr_lightning.config import field_docs
+from ilvr_lightning.configure import field_docs
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.errors import UserError
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
-from ilvr_lightning.config import Config, flatten, to_yaml
+from ilvr_lightning.config import Config
+from ilvr_lightning.configure import flatten, to_yaml
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import image_seed
@@ -83,6 +85,12 @@ class EMA(WeightAveraging):
         self.updates = state_dict["updates"]
 
 
+def _step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch is the last of its step."""
+    last: bool = trainer.is_last_batch
+    return last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class Checkpoints(Checkpoint):
     """last.ckpt every so many steps and at each epoch's end, best.ckpt by val/loss; saved whole or not at all.
 
@@ -103,10 +111,19 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A step that was stopped amid its accumulation begins anew."""
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        if lost := batches["processed"] % trainer.accumulate_grad_batches:
+            batches.update(dict.fromkeys(batches, batches["processed"] - lost))
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_step:
+        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_step
+        if due and _step_done(trainer, batch_idx):
             self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,7 +136,8 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "best.ckpt")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.training and trainer.global_step > 0:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if isinstance(exception, KeyboardInterrupt) and fitting and trainer.global_step > 0:
             self._save(trainer, "last.ckpt")
             if trainer.is_global_zero:
                 print(
@@ -146,7 +164,7 @@ class TrainingLog(Callback):
         self._logged_step = -1
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
+        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             text = "\n".join("    " + line for line in _config_text(pl_module).splitlines())
             trainer.logger.experiment.add_text("config", text, trainer.global_step)
             _add_hyper_parameters(trainer.logger.experiment, pl_module.config)  # type: ignore[arg-type]  # of DDPM
@@ -165,7 +183,7 @@ class TrainingLog(Callback):
     ) -> None:
         step = trainer.global_step
         due = step % trainer.log_every_n_steps == 0 or trainer.is_last_batch  # type: ignore[attr-defined]
-        if not due or step == self._logged_step:
+        if not due or step == self._logged_step or not _step_done(trainer, batch_idx):
             return
         self._logged_step = step
         pl_module.check_finite()  # type: ignore[operator]
@@ -250,8 +268,8 @@ class ILVRGrid(Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.strategy.barrier("samples are written")
         grids = list(trainer.datamodule.grids())  # type: ignore[attr-defined]
-        for path, columns, title in grids[trainer.global_rank :: trainer.world_size]:
-            draw_grid(columns(), title).save(path)
+        for grid in grids[trainer.global_rank :: trainer.world_size]:
+            grid.draw()
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]

@@ -1,24 +1,13 @@
-"""Every setting of a training run, as frozen dataclasses, built once from YAML and key=value."""
+"""Every setting of a training run, as frozen dataclasses. Standard library only."""
 
-import ast
 import dataclasses
-import inspect
 import math
-import re
-import textwrap
-import types
-import typing
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
-from ilvr_lightning.errors import UserError, did_you_mean
+from ilvr_lightning.errors import did_you_mean
 from ilvr_lightning.models.config import UNetConfig
 
 
@@ -240,6 +229,20 @@ TRAINER_KEYS = (
 """The Trainer's arguments that a run may set; callbacks, logger and sampler are the project's own."""
 
 
+WHOLE_TRAINER_KEYS = {
+    "max_epochs": -1,
+    "min_epochs": 0,
+    "max_steps": -1,
+    "min_steps": 0,
+    "num_nodes": 1,
+    "log_every_n_steps": 1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+}
+"""Of these the Trainer finds out late, or never; each with its least value."""
+
+
 def _trainer_defaults() -> dict[str, Any]:
     return {"max_epochs": 100, "log_every_n_steps": 25, "default_root_dir": "runs"}
 
@@ -267,16 +270,21 @@ class Config:
     """The Lightning Trainer's own arguments: devices, num_nodes, strategy, precision, max_epochs, max_steps ..."""
 
     def __post_init__(self) -> None:
-        from ilvr_lightning.diffusion.factor import check_factor
-
         _require(self.seed >= 0, f"seed must be at least 0: got {self.seed}")
         _require(not (self.resume and self.init_from), "give resume or init_from, not both")
         self.model.check_size(*self.data.size)
         for factor in self.grid.factors:
             check_factor(factor, self.data.size, "grid.factors")
         self.grid_plan.resolved(self.diffusion.T)
+        for key, lowest in WHOLE_TRAINER_KEYS.items():
+            value = self.trainer.get(key)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+            _require(value is None or whole, f"trainer.{key} must be a whole number, at least {lowest}: got {value!r}")
         for key in self.trainer:
-            _require(key in TRAINER_KEYS, f"unknown key trainer.{key}: {did_you_mean(key, list(TRAINER_KEYS))}")
+            _require(
+                key in TRAINER_KEYS,
+                f"unknown key trainer.{key}: {did_you_mean(f'trainer.{key}', [f'trainer.{k}' for k in TRAINER_KEYS])}",
+            )
 
     @property
     def grid_plan(self) -> SamplingPlan:
@@ -290,183 +298,5 @@ class Config:
         return SamplingPlan.preset(self.grid.preset, **changes)
 
     def plain(self) -> dict[str, Any]:
-        """Nested dicts, lists, numbers and strings: what a checkpoint may hold."""
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(self))))
-
-
-def load_config(arguments: Sequence[str], default: str | Path | None = None) -> tuple[Config, str]:
-    """Build the configuration from an optional YAML file and key=value overrides.
-
-    Args:
-        arguments: one path that ends in .yaml or .yml at most, and key=value pairs.
-        default: the file to read where the arguments name none.
-
-    Returns:
-        The configuration and its name (the file's stem).
-
-    Raises:
-        UserError: a file is missing, a key unknown, a value of the wrong type or out of its range.
-    """
-    files = [a for a in arguments if "=" not in a]
-    for argument in files:
-        if not argument.endswith((".yaml", ".yml")):
-            raise UserError(f"{argument!r} is neither a recipe (CONFIG.yaml) nor key=value; see --help")
-    if len(files) > 1:
-        raise UserError(f"give one recipe: got {' and '.join(files)}")
-    path = Path(files[0]) if files else Path(default) if default else None
-    layers = []
-    if path is not None:
-        layers.append(_read_yaml(path))
-    for argument in arguments:
-        if "=" in argument:
-            layers.append(_read_override(argument))
-    return _build(layers), path.stem if path else "default"
-
-
-def config_from_plain(values: dict[str, Any]) -> Config:
-    """The configuration that `Config.plain` gave, as a checkpoint holds it.
-
-    Raises:
-        UserError: it holds keys or values that this version does not know.
-    """
-    return _build([OmegaConf.create(values)])
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as a recipe."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.plain()))
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested dicts."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise UserError(f"there is no recipe {path}; the ready ones are in configs/") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is no readable YAML: {_first_line(error)}") from None
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path} must hold keys and values")
-    return loaded
-
-
-def _read_override(argument: str) -> DictConfig:
-    key = argument.partition("=")[0]
-    try:
-        layer = OmegaConf.from_dotlist([argument])
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{key} could not be read: got {argument!r} ({_first_line(error)})") from None
-    # Merging appends nothing and names nothing: an unknown key must be reported as it was typed.
-    return layer
-
-
-def _build(layers: Sequence[DictConfig]) -> Config:
-    merged = OmegaConf.structured(Config)
-    known = list(all_keys())
-    for layer in layers:
-        _check_layer(OmegaConf.to_container(layer), known)
-    try:
-        for layer in layers:
-            merged = OmegaConf.merge(merged, layer)
-        return cast(Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(_first_line(error)) from None
-
-
-def _check_layer(node: Any, known: list[str], prefix: str = "") -> None:
-    """Unknown keys, named with the nearest; interpolations that leave the configuration."""
-    if isinstance(node, dict) and not prefix.startswith("trainer."):
-        for key, value in node.items():
-            full = f"{prefix}{key}"
-            sections = {k.partition(".")[0] for k in known if "." in k}
-            if full in sections:
-                if not isinstance(value, dict):
-                    raise UserError(f"{full} is a section; set {full}.KEY=VALUE")
-                _check_layer(value, known, f"{full}.")
-            elif full not in known and not full.startswith("trainer."):
-                raise UserError(f"unknown key {full}: {did_you_mean(full, known)}")
-            else:
-                _check_layer(value, known, f"{full}.")
-    elif isinstance(node, dict):
-        for value in node.values():
-            _check_layer(value, known, prefix)
-    elif isinstance(node, list):
-        for value in node:
-            _check_layer(value, known, prefix)
-    elif isinstance(node, str) and re.search(r"\$\{[^}]*:", node):
-        raise UserError(
-            f"{prefix.rstrip('.')} may refer to other keys alone, not to the environment or files: {node!r}"
-        )
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    key = getattr(error, "full_key", None) or "a key"
-    message = _first_line(error)
-    kind = next((doc for name, _, doc, _ in describe() if name == key), "")
-    wanted = next((t for name, t, _, _ in describe() if name == key), "")
-    hint = f"; it wants {wanted}" if wanted else ""
-    return f"{key}: {message}{hint}" + (f" ({kind})" if kind else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def all_keys() -> Iterator[str]:
-    """Every key that a recipe may set, dotted."""
-    for name, *_ in describe():
-        yield name
-
-
-def describe() -> Iterator[tuple[str, str, str, Any]]:
-    """(key, type, one line of meaning, default) of every setting, from the dataclasses themselves."""
-    yield from _describe(Config, Config(), "")
-
-
-def _describe(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, str, str, Any]]:
-    hints = typing.get_type_hints(cls)
-    docs = field_docs(cls)
-    for f in dataclasses.fields(cls):
-        value = getattr(values, f.name)
-        if dataclasses.is_dataclass(hints[f.name]):
-            yield from _describe(cast(type, hints[f.name]), value, f"{prefix}{f.name}.")
-        elif f.name == "trainer" and not prefix:
-            for key in TRAINER_KEYS:
-                yield f"trainer.{key}", "", "The Lightning Trainer's own.", value.get(key, "its own default")
-        else:
-            yield f"{prefix}{f.name}", type_name(hints[f.name]), docs.get(f.name, ""), value
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass, on one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for statement, after in zip(body.body, body.body[1:], strict=False):
-        match statement, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                docs[name] = " ".join(text.split())
-    return docs
-
-
-def type_name(hint: Any) -> str:
-    """A type as a user reads it: `number or none`, `linear|cosine`."""
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-    if origin is Literal:
-        return "|".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(a) for a in arguments)
-    if origin is tuple:
-        return "list"
-    return {int: "whole number", float: "number", str: "text", bool: "true|false", type(None): "none"}.get(hint, "")
+        """Nested dicts, tuples, numbers and strings: what a checkpoint may hold."""
+        return dataclasses.asdict(self)

@@ -72,7 +72,7 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
     def _decode(self, row: int) -> Pixels:
         try:
             image = read_image(self.rows.image_bytes(row), self.config.channels)
-        except BrokenImageError as error:
+        except (BrokenImageError, FileNotFoundError) as error:
             raise BrokenImageError(
                 f"row {row} of {self.rows.name} is broken: {error}; data.on_broken=skip leaves it out"
             ) from None

@@ -10,4 +10,6 @@ def did_you_mean(given: str, known: list[str]) -> str:
     import difflib
 
     nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
+    if nearest:
+        return f"did you mean {nearest[0]}?"
+    return f"known are {', '.join(known)}" if len(known) < 12 else "--help lists them all"

@@ -50,18 +50,19 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     """Any mode to RGB (channels=3) or L (channels=1), EXIF rotation applied."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_eight_bits(np.asarray(image, dtype=np.float64)))
+        highest = 65535 if image.mode.startswith("I;16") else None
+        image = Image.fromarray(_to_eight_bits(np.asarray(image, dtype=np.float64), highest))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def _to_eight_bits(values: NDArray[np.float64]) -> Pixels:
-    """Greyscale of 16 bits, or floats of any of the usual scales."""
-    highest = values.max(initial=0)
-    scale = 255.0 if highest <= 1 else 1.0 if highest <= 255 else 255 / 65535
-    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+def _to_eight_bits(values: NDArray[np.float64], highest: int | None) -> Pixels:
+    """Greyscale whose white is known, or the least of the usual ones that all values are below."""
+    if highest is None:
+        highest = next((white for white in (1, 255) if values.max(initial=0) <= white), 65535)
+    return np.clip(np.rint(values * (255 / highest)), 0, 255).astype(np.uint8)
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ilvr_lightning.config import Config, DiffusionConfig, OptimConfig, config_from_plain
+from ilvr_lightning.config import Config, DiffusionConfig, OptimConfig
+from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
@@ -87,7 +88,10 @@ class DDPM(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         total, count = self._summed(self._validation_sums.to(self.device, torch.float32)).tolist()
-        self.log("val/loss", total / max(count, 1), prog_bar=True, rank_zero_only=False)
+        self.log("val/loss", total / max(count, 1), prog_bar=True, logger=False, sync_dist=True)
+        if not self.trainer.sanity_checking:
+            for logger in self.trainer.loggers:
+                logger.log_metrics({"val/loss": total / max(count, 1)}, step=self.trainer.global_step)
 
     def _draw(self, seeds: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
         """t (B,) ~ U{1..T} and noise like the images, each from its own seed."""

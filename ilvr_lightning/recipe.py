@@ -44,12 +44,21 @@ def recipe_info(recipe: Recipe) -> PngInfo:
     return info
 
 
+def read_text(path: Path, key: str) -> str | None:
+    """A PNG's text under a key, or None."""
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(key)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return text if isinstance(text, str) else None
+
+
 def read_recipe(path: Path) -> Recipe | None:
     """The recipe that a PNG holds, or None where there is none that this version understands."""
     try:
-        with Image.open(path) as image:
-            values = json.loads(image.info.get(KEY, "null"))
+        values = json.loads(read_text(path, KEY) or "null")
         known = {f.name for f in fields(Recipe)}
         return Recipe(**values) if isinstance(values, dict) and set(values) <= known else None
-    except (OSError, SyntaxError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return None

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -23,11 +24,14 @@ from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import Column, Pixels, Reference, from_tensor, read_image, to_image, to_pixels
+from ilvr_lightning.images import Column, Pixels, Reference, draw_grid, from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.pretrained.load import LoadedDenoiser
-from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
+from ilvr_lightning.recipe import Recipe, read_recipe, read_text, recipe_info
 
 LONG_RUN_SECONDS = 60
+MAX_ROWS = 24
+"""More references than these are not drawn in one grid."""
+GRID_KEY = "ilvr_lightning_grid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,25 @@ class Job:
     recipe: Recipe
     """What determines the picture; batch size, precision and device are filled in when it is made."""
     file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A grid to draw once its samples are written."""
+
+    path: Path
+    columns: Callable[[], list[Column]]
+    title: str
+    digest: str
+    """Equal for equal samples; kept in the file, so that a grid of others is not overwritten."""
+
+    def draw(self) -> None:
+        """Draw it and write it."""
+        info = PngInfo()
+        info.add_text(GRID_KEY, self.digest)
+        write_whole(
+            self.path, functools.partial(draw_grid(self.columns(), self.title).save, format="PNG", pnginfo=info)
+        )
 
 
 class SampleJobs(pl.LightningDataModule):
@@ -57,6 +80,7 @@ class SampleJobs(pl.LightningDataModule):
         self.jobs = list(jobs)
         self.folder = folder
         self.batch_size = batch_size
+        self.overwrite = overwrite
         self.todo = [job for job in self.jobs if overwrite or not (folder / job.file).exists()]
 
     def predict_dataloader(self) -> DataLoader[Job]:
@@ -70,8 +94,8 @@ class SampleJobs(pl.LightningDataModule):
         """Jobs are no tensors; their references go to the device when they are sampled."""
         return batch
 
-    def grids(self) -> Iterator[tuple[Path, Callable[[], list[Column]], str]]:
-        """File, columns and title of each grid: one a reference, one of all unconditional samples."""
+    def grids(self) -> Iterator[Grid]:
+        """One grid a reference, or one of all unconditional samples; then all references in one, if they are few."""
         groups: dict[tuple[str, str] | None, list[Job]] = {}
         for job in self.jobs:
             groups.setdefault((job.reference.name, job.reference.sha256) if job.reference else None, []).append(job)
@@ -80,25 +104,36 @@ class SampleJobs(pl.LightningDataModule):
             name = key[0] if key else "unconditional"
             name = f"{name}_{key[1][:6]}" if key and name in names else name
             names.add(name)
-            plan = jobs[0].recipe.plan
-            title = f"{name}: {plan['sampler']}, {plan['num_steps']} steps, {jobs[0].recipe.weights} weights"
-            yield self.folder / f"{name}_grid.png", functools.partial(self._columns, jobs), title
+            yield self._grid(f"{name}_grid", [jobs], name)
+        if 1 < len(groups) <= MAX_ROWS:
+            yield self._grid("grid", list(groups.values()), f"{len(groups)} references")
 
-    def _columns(self, jobs: list[Job]) -> list[Column]:
-        def tiles(factor: int | None) -> list[Pixels]:
+    def _grid(self, stem: str, groups: list[list[Job]], what: str) -> Grid:
+        recipe = groups[0][0].recipe
+        title = f"{what}: {recipe.plan['sampler']}, {recipe.plan['num_steps']} steps, {recipe.weights} weights"
+        digest = hashlib.sha256("".join(job.recipe.digest for jobs in groups for job in jobs).encode()).hexdigest()
+        path = self.folder / f"{stem}.png"
+        if path.exists() and not self.overwrite and read_text(path, GRID_KEY) != digest:
+            path = self.folder / f"{stem}_{digest[:8]}.png"
+        return Grid(path=path, columns=functools.partial(self._columns, groups), title=title, digest=digest)
+
+    def _columns(self, groups: list[list[Job]]) -> list[Column]:
+        def tiles(jobs: list[Job], factor: int | None) -> list[Pixels]:
             return [to_pixels(read_image(self.folder / job.file)) for job in jobs if job.factor == factor]
 
-        reference = jobs[0].reference
-        if reference is None:
-            made = tiles(None)
+        references = [jobs[0].reference for jobs in groups if jobs[0].reference is not None]
+        if not references:
+            made = tiles(groups[0], None)
             across = min(8, len(made))
             return [Column(label="unconditional", rows=[made[i : i + across] for i in range(0, len(made), across)])]
-        columns = [Column(label="reference", rows=[[reference.pixels]])]
-        for factor in dict.fromkeys(job.factor for job in jobs):
+        columns = [Column(label="reference", rows=[[reference.pixels] for reference in references])]
+        plan = groups[0][0].recipe.plan
+        for factor in dict.fromkeys(job.factor for job in groups[0]):
             assert factor is not None
-            plan = SamplingPlan(kernel=jobs[0].recipe.plan["kernel"], orthogonal=jobs[0].recipe.plan["orthogonal"])
-            low = low_pass_pixels([reference], factor, plan)
-            columns.append(Column(label=f"N={factor}: low-pass, samples", rows=[[*low, *tiles(factor)]]))
+            kernel = SamplingPlan(kernel=plan["kernel"], orthogonal=plan["orthogonal"])
+            low = low_pass_pixels(references, factor, kernel)
+            rows = [[low[row], *tiles(jobs, factor)] for row, jobs in enumerate(groups)]
+            columns.append(Column(label=f"N={factor}: low-pass, samples", rows=rows))
         return columns
 
 
@@ -223,18 +258,19 @@ class SampleWriter(Callback):
         mine = len(self.jobs.todo[trainer.global_rank :: trainer.world_size])
         total = evaluations * -(-mine // self.jobs.batch_size)
         bar = tqdm(total=total, desc="sampling", unit="evaluation", disable=not trainer.is_global_zero or None)
-        started, done = time.perf_counter(), 0
+        started, done, said = time.perf_counter(), 0, False
 
         def on_evaluation() -> None:
-            nonlocal done, started
+            nonlocal done, started, said
             bar.update()
             done += 1
+            seconds = time.perf_counter() - started
             if done == 1:
                 started = time.perf_counter()  # the first one warms up
-            if done == 3 and trainer.is_global_zero:
-                seconds = (time.perf_counter() - started) / 2 * total
-                if seconds > LONG_RUN_SECONDS:
-                    bar.write(estimate(seconds, evaluations))
+            elif not said and (done >= 20 or seconds > 3):
+                said = True
+                if (whole := seconds / (done - 1) * total) > LONG_RUN_SECONDS and trainer.is_global_zero:
+                    bar.write(estimate(whole, evaluations))
 
         pl_module.on_evaluation = on_evaluation
         self._bar = bar

@@ -5,9 +5,11 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 from ilvr_lightning.config import DataConfig
@@ -92,6 +94,18 @@ def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, f
         fitted(f"{match['split']}_{row}", read_image(rows.image_bytes(row), channels), size, channels, fit)
         for row in range(first, last)
     ]
+
+
+def trainer_from(settings: dict[str, Any], **ours: Any) -> pl.Trainer:
+    """A Trainer with a user's settings and the project's own.
+
+    Raises:
+        UserError: the Trainer refuses them.
+    """
+    try:
+        return pl.Trainer(**settings, **ours, use_distributed_sampler=False)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"the Trainer refuses its settings (trainer.*): {error}") from None
 
 
 def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Trainer:

@@ -116,7 +116,8 @@ def _load_files(pattern: str) -> Any:
 def _load_hub(config: DataConfig) -> dict[str, Any]:
     import datasets
 
-    if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or "\\" in config.path:
+    is_file = Path(config.path).suffix in (".parquet", ".arrow", *SUFFIXES)
+    if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or "\\" in config.path or is_file:
         raise UserError(f"data.path={config.path}: there is no such folder or file")
     return {str(k): v for k, v in datasets.load_dataset(config.path, config.name).items()}
 
@@ -149,6 +150,8 @@ def _rows(dataset: Any, config: DataConfig, split: str) -> HFRows:
         column = images[0]
     elif column not in features:
         raise UserError(f"data.image_column={column!r} is not in {config.path}: it has {', '.join(features)}")
+    elif column not in images and getattr(features[column], "dtype", None) not in ("string", "binary"):
+        raise UserError(f"data.image_column={column!r} holds no images; image columns: {', '.join(images) or 'none'}")
     if config.label is not None:
         dataset = _one_class(dataset, config)
     return HFRows(dataset, column, f"{Path(config.path).name}/{split}")

@@ -105,6 +105,8 @@ class SamplingPlan:
         """
         T = num_timesteps
         num_steps = T if self.num_steps >= EVERY_TIMESTEP else self.num_steps
+        if self.timesteps is not None:
+            num_steps = len(self.timesteps)
         if num_steps > T:
             raise ValueError(f"sampling.num_steps must be at most T={T}: got {num_steps}")
         if self.timesteps is not None and self.timesteps[0] > T:

@@ -34,9 +34,9 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
         """Ho et al. 2020: betas from 1e-4 to 0.02 for T=1000, scaled by 1000/T (Nichol and Dhariwal 2021)."""
-        scale = 1000 / num_timesteps
-        if scale * 0.02 >= 1:
+        if num_timesteps <= 20:  # The last beta would be 1 or more.
             raise ValueError(f"a linear schedule needs diffusion.num_timesteps above 20: got {num_timesteps}")
+        scale = 1000 / num_timesteps
         return cls(torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64))
 
     @classmethod

@@ -1,6 +1,7 @@
 """load_denoiser(): a checkpoint's path in, a callable (x, t) -> Prediction out."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ilvr_lightning.config import config_from_plain
+from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
@@ -64,9 +65,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles, which are refused
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         first = str(error).strip().partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):
+            first = "it holds other things than tensors and plain values"
         raise UserError(f"{path} is no checkpoint, or a damaged one ({first[:120] or type(error).__name__})") from None
     if (
         not isinstance(content, dict)

@@ -1,0 +1,76 @@
+"""What the tests share: a folder of small pictures, a recipe that trains in a second, a finished run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+
+torch.set_num_threads(1)  # networks this small are slower on more
+
+RECIPE = """\
+data: {{path: {data}, image_size: 8, batch_size: 4, validation_fraction: 0.15, num_workers: 0}}
+model: {{channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: []}}
+diffusion: {{schedule: cosine, num_timesteps: 25}}
+optim: {{lr: 1.0e-3, warmup_steps: 2}}
+sampling: {{num_steps: 4}}
+grid: {{factors: [2, 4], samples: 1, every_n_epochs: 0}}
+trainer:
+  max_epochs: 1
+  default_root_dir: {root}
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  log_every_n_steps: 1
+  num_sanity_val_steps: 0
+"""
+
+TrainRun = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _own_run_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's name goes to its other processes by the environment; tests are runs of their own."""
+    monkeypatch.setenv("ILVR_RUN_NAME", "unset")
+    monkeypatch.delenv("ILVR_RUN_NAME")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 pictures of 9 by 10 pixels: 18 to train on, 3 to validate on."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for number in range(21):
+        pixels = random.integers(0, 256, (9, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """tiny.yaml: one epoch of four steps at 8 px; its runs lie beside it under runs/tiny."""
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(data=images, root=folder / "runs"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def train_run(recipe: Path) -> TrainRun:
+    """Train the tiny recipe under a name, with key=value overrides; gives the run's folder."""
+
+    def run(name: str, *overrides: str) -> Path:
+        assert train.main([str(recipe), f"run.name={name}", *overrides]) == 0
+        return recipe.parent / "runs" / "tiny" / name
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(train_run: TrainRun) -> Path:
+    """The folder of a finished run: two epochs, a grid after each."""
+    return train_run("trained", "trainer.max_epochs=2", "grid.every_n_epochs=1")

@@ -1,0 +1,59 @@
+"""Denoisers and noise whose answers are known."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ilvr_lightning.diffusion.denoiser import Prediction
+from ilvr_lightning.diffusion.noise import Stream
+from ilvr_lightning.diffusion.schedule import NoiseSchedule
+
+
+@dataclass
+class GaussianDenoiser:
+    """The exact E[x_0 | x_t] where each pixel of the data is N(mean, variance) on its own.
+
+    fraction: what it says of the variance, as a network with a learned one would.
+    """
+
+    schedule: NoiseSchedule
+    mean: Tensor | float = 0.0
+    variance: Tensor | float = 1.0
+    fraction: float | None = None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        a = self.schedule.alphas_cumprod[t].to(x.dtype).reshape(-1, 1, 1, 1)
+        x0 = self.mean + a.sqrt() * self.variance / (a * self.variance + 1 - a) * (x - a.sqrt() * self.mean)
+        fraction = None if self.fraction is None else torch.full_like(x, self.fraction)
+        return Prediction(x0=x0, eps=(x - a.sqrt() * x0) / (1 - a).sqrt(), variance_fraction=fraction)
+
+
+@dataclass
+class RecordedNoise:
+    """Replays what was recorded, a list a stream; zeros for a stream that is not given."""
+
+    recorded: dict[Stream, list[Tensor]] = field(default_factory=dict)
+    drawn: list[Stream] = field(default_factory=list)
+
+    def draw(self, stream: Stream, like: Tensor) -> Tensor:
+        self.drawn.append(stream)
+        if stream not in self.recorded:
+            return torch.zeros_like(like)
+        return self.recorded[stream].pop(0).to(like)
+
+
+@dataclass
+class ProbeNoise:
+    """Image 0 never gets noise; image i + 1 gets a one in the i-th drawing alone.
+
+    So a sampler that is affine in its noise shows its offset and every gain in one run.
+    """
+
+    draws: int = 0
+
+    def draw(self, stream: Stream, like: Tensor) -> Tensor:
+        noise = torch.zeros_like(like)
+        noise[self.draws + 1] = 1
+        self.draws += 1
+        return noise

@@ -1,0 +1,380 @@
+"""Training: the average, checkpoints, resume to the bit, grids that change nothing, faults, what is logged."""
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+import train
+from ilvr_lightning.callbacks import EMA, ILVRGrid, TrainingLog
+from ilvr_lightning.config import OptimConfig
+from ilvr_lightning.diffusion.denoiser import Denoiser
+from ilvr_lightning.diffusion.loss import training_losses
+from ilvr_lightning.module import DDPM, lr_factor
+from ilvr_lightning.pretrained.load import load_denoiser
+
+TrainRun = Callable[..., Path]
+STATES = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
+
+
+def last(folder: Path, name: str = "last") -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return content
+
+
+def events(folder: Path) -> list[EventAccumulator]:
+    """Of each start of the run, in order."""
+    files = sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+    return [EventAccumulator(str(f), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload() for f in files]
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """(step, value) of all starts; what was done again counts once."""
+    values = {e.step: e.value for part in events(folder) if tag in part.Tags()["scalars"] for e in part.Scalars(tag)}
+    return sorted(values.items())
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit, in nested dicts and lists."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    first, second = last(a), last(b)
+    assert first["global_step"] == second["global_step"]
+    assert {key: equal(first[key], second[key]) for key in STATES} == dict.fromkeys(STATES, True)
+    assert scalars(a, "val/loss")[-1] == scalars(b, "val/loss")[-1]
+
+
+@pytest.fixture(scope="module")
+def straight(train_run: TrainRun) -> Path:
+    """Three epochs of four steps, without grids."""
+    return train_run("straight", "trainer.max_epochs=3")
+
+
+@contextmanager
+def raising(owner: type, method: str, call: int, error: type[BaseException]) -> Iterator[None]:
+    """An error in place of the nth call of a method."""
+    original, calls = getattr(owner, method), itertools.count(1)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise error
+        return original(*args, **kwargs)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, method, wrapped)
+        yield
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores Control-C from the first one on
+
+
+# The average
+
+
+class Scalar(pl.LightningModule):
+    """One weight, which a test sets by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+
+
+def test_ema_by_hand() -> None:
+    module, trainer = Scalar(), pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    ema = EMA(decay=0.3)
+    ema.setup(trainer, module, "fit")
+    average, steps = 1.0, [5.0, -2.0, 7.0, 11.0]
+    for n, value in enumerate(steps, start=1):
+        module.weight.data.fill_(value)
+        assert ema._average_model is not None
+        ema._average_model.update_parameters(module)
+        if n == 1:
+            average = value  # torch copies the first weights
+        else:
+            decay = min(0.3, n / (9 + n))  # warm-up: 2/11, 3/12, then 0.3
+            average = decay * average + (1 - decay) * value
+        with ema.averaged(module):
+            assert module.weight.item() == pytest.approx(average, rel=1e-6)
+        assert module.weight.item() == value
+
+
+def test_raw_weights_come_back_after_an_error() -> None:
+    module, trainer = Scalar(), pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    ema = EMA()
+    ema.setup(trainer, module, "fit")
+    module.weight.data.fill_(3.0)
+    with pytest.raises(ZeroDivisionError), ema.averaged(module):
+        assert module.weight.item() == 1.0
+        raise ZeroDivisionError
+    assert module.weight.item() == 3.0
+
+
+def test_checkpoint_holds_average_and_raw_weights(trained: Path) -> None:
+    content = last(trained)
+    ema, raw = content["state_dict"], content["current_model_state"]
+    assert ema.keys() == raw.keys()
+    assert not equal(ema, raw)
+    assert content["global_step"] == 8
+    assert type(content["hyper_parameters"]["config"]) is dict
+    for name in ("last", "best"):
+        loaded = load_denoiser(trained / "checkpoints" / f"{name}.ckpt")
+        expected = last(trained, name)["state_dict"]
+        assert equal({f"network.{k}": v for k, v in loaded.network.state_dict().items()}, expected)
+
+
+def test_average_follows_the_raw_weights(train_run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw: list[dict[str, Tensor]] = []
+    original = DDPM.on_train_batch_end
+
+    def record(self: DDPM, *args: Any) -> None:
+        raw.append({k: v.detach().double() for k, v in self.state_dict().items()})
+        original(self, *args)
+
+    monkeypatch.setattr(DDPM, "on_train_batch_end", record)
+    folder = train_run("recorded", "trainer.max_epochs=2", "ema.decay=0.25")
+    average = raw[0]
+    for n, weights in enumerate(raw[1:], start=1):
+        decay = min(0.25, (1 + n) / (10 + n))
+        average = {k: decay * v + (1 - decay) * weights[k] for k, v in average.items()}
+    stored = last(folder)["state_dict"]
+    assert len(raw) == 8
+    assert max(float((stored[k] - v).abs().max()) for k, v in average.items()) < 1e-7
+
+
+# Going on
+
+
+def test_resume_after_an_epoch(train_run: TrainRun, straight: Path) -> None:
+    folder = train_run("after_an_epoch")
+    train_run("after_an_epoch", "trainer.max_epochs=3", "resume=auto")
+    assert_same_training(folder, straight)
+    assert [step for step, _ in scalars(folder, "val/loss")] == [4, 8, 12]
+    assert scalars(folder, "val/loss") == scalars(straight, "val/loss")
+    assert scalars(folder, "train/loss") == scalars(straight, "train/loss")
+    assert len({loss for _, loss in scalars(folder, "val/loss")}) == 3
+
+
+def test_resume_in_mid_epoch(train_run: TrainRun, recipe: Path, straight: Path) -> None:
+    """A crash at step 7; the last save was at step 6, the second of its epoch's four."""
+    with raising(DDPM, "training_step", 8, MemoryError), pytest.raises(MemoryError):
+        train_run("crashed", "trainer.max_epochs=3", "checkpoint.every_n_steps=3")
+    folder = recipe.parent / "runs" / "tiny" / "crashed"
+    assert last(folder)["global_step"] == 6
+    train_run("crashed", "trainer.max_epochs=3", f"resume={folder / 'checkpoints' / 'last.ckpt'}")
+    assert_same_training(folder, straight)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "call", "saved"),
+    [
+        (DDPM, "training_step", 6, 5),
+        (DDPM, "validation_step", 2, 8),
+        (ILVRGrid, "_sample", 2, 6),  # a grid every three steps
+        (ILVRGrid, "on_train_epoch_end", 2, 8),
+        (TrainingLog, "on_train_batch_end", 6, 6),
+    ],
+)
+def test_control_c_saves_and_says_how_to_resume(
+    owner: type, method: str, call: int, saved: int, train_run: TrainRun, recipe: Path, straight: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    name = f"interrupted_{owner.__name__}_{method}"
+    overrides = ["trainer.max_epochs=3", "grid.every_n_steps=3"]
+    with raising(owner, method, call, KeyboardInterrupt), pytest.raises(SystemExit):
+        train_run(name, *overrides)
+    folder = recipe.parent / "runs" / "tiny" / name
+    assert f"stopped at step {saved} and saved; go on with resume={folder}/checkpoints/last.ckpt" in (
+        capsys.readouterr().out
+    )
+    assert last(folder)["global_step"] == saved
+    train_run(name, *overrides, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
+    assert_same_training(folder, straight)
+
+
+@pytest.mark.parametrize("call", [12, 13])
+def test_control_c_within_an_accumulated_step(call: int, train_run: TrainRun, recipe: Path, accumulated: Path) -> None:
+    name = f"interrupted_accumulation_{call}"
+    overrides = ["trainer.max_epochs=3", "trainer.accumulate_grad_batches=2"]
+    with raising(DDPM, "training_step", call, KeyboardInterrupt), pytest.raises(SystemExit):
+        train_run(name, *overrides)
+    folder = recipe.parent / "runs" / "tiny" / name
+    train_run(name, *overrides, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
+    assert_same_training(folder, accumulated)
+
+
+def test_saving_every_step_does_not_disturb_accumulation(train_run: TrainRun, accumulated: Path) -> None:
+    with raising(DDPM, "training_step", 12, MemoryError), pytest.raises(MemoryError):
+        train_run("saving", "trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=1")
+    train_run("saving", "trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "resume=auto")
+    assert_same_training(accumulated.parent / "saving", accumulated)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_loss_that_is_not_finite_ends_the_run(
+    log_every: int, train_run: TrainRun, recipe: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    calls = itertools.count()
+
+    def losses(denoiser: Denoiser, *args: Any) -> Tensor:
+        bad = denoiser.network.training and next(calls) == 5
+        return training_losses(denoiser, *args) * (float("nan") if bad else 1)
+
+    monkeypatch.setattr("ilvr_lightning.module.training_losses", losses)
+    name = f"not_finite_{log_every}"
+    settings = [f"run.name={name}", "trainer.max_epochs=3", f"trainer.log_every_n_steps={log_every}"]
+    assert train.main([str(recipe), *settings]) == 1
+    assert "the loss was not finite at step 5" in capsys.readouterr().err
+    content = last(recipe.parent / "runs" / "tiny" / name)
+    assert content["global_step"] == 4
+    assert all(v.isfinite().all() for v in content["current_model_state"].values())
+
+
+# What must not matter
+
+
+def test_grids_leave_the_weights_alone(trained: Path, train_run: TrainRun) -> None:
+    assert_same_training(train_run("no_grids", "trainer.max_epochs=2"), trained)
+    assert not (trained.parent / "no_grids" / "grids").exists()
+
+
+def test_global_generators_do_not_matter(train_run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does anything that draws from them between the steps."""
+    plain = train_run("plain")
+    original = DDPM.training_step
+
+    def disturbed(self: DDPM, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        torch.manual_seed(batch_idx)
+        np.random.seed(batch_idx)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DDPM, "training_step", disturbed)
+    assert_same_training(train_run("disturbed"), plain)
+
+
+def test_workers_and_cache_do_not_matter(train_run: TrainRun, straight: Path) -> None:
+    folder = train_run("workers", "trainer.max_epochs=3", "data.cache_mb=0", "data.num_workers=1")
+    assert_same_training(folder, straight)
+
+
+@pytest.fixture(scope="module")
+def accumulated(train_run: TrainRun) -> Path:
+    return train_run("accumulated", "trainer.max_epochs=3", "trainer.accumulate_grad_batches=2")
+
+
+def test_accumulation_gives_the_same_losses(accumulated: Path, straight: Path) -> None:
+    for tag in ("train/loss", "train/loss_q2", "train/grad_norm", "train/lr", "val/loss"):
+        steps, expected = zip(*scalars(straight, tag), strict=True)
+        found_steps, found = zip(*scalars(accumulated, tag), strict=True)
+        assert (tag, found_steps) == (tag, steps)
+        assert found == pytest.approx(expected, rel=2e-5), tag
+
+
+def test_fine_tuning_starts_from_the_average(trained: Path, train_run: TrainRun) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    folder = train_run("tuned", f"init_from={checkpoint}", "optim.lr=1e-30", "trainer.max_steps=1", "seed=5")
+    source = last(trained)
+    for key in ("current_model_state", "state_dict"):
+        for name, value in last(folder)[key].items():
+            torch.testing.assert_close(value, source["state_dict"][name], rtol=0, atol=1e-20)
+
+
+# What is logged and written
+
+
+def test_tags(trained: Path) -> None:
+    log = events(trained)[0]
+    tags = log.Tags()
+    assert {
+        "train/loss", "train/loss_q1", "train/loss_q2", "train/loss_q3", "train/loss_q4", "train/lr", "train/grad_norm",
+        "train/images_per_second", "val/loss",
+    } <= set(tags["scalars"])  # fmt: skip
+    assert set(tags["images"]) == {"ilvr/grid", "samples/unconditional"}
+    text = log.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "batch_size: 4" in text
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(log.summary_metadata)
+
+
+def test_logged_steps_and_values(trained: Path) -> None:
+    assert [step for step, _ in scalars(trained, "train/loss")] == list(range(1, 9))
+    assert [step for step, _ in scalars(trained, "val/loss")] == [4, 8]
+    lr = [value for _, value in scalars(trained, "train/lr")]
+    assert lr[0] == pytest.approx(1e-3 * 2 / 3)  # of the step to come: a warm-up of two steps
+    assert lr[1:] == pytest.approx([1e-3] * 7)
+    best, final = last(trained, "best"), last(trained)
+    losses = dict(scalars(trained, "val/loss"))
+    assert losses[best["global_step"]] == min(losses.values())
+    assert final["global_step"] == 8
+
+
+def test_grid_files(trained: Path, images: Path) -> None:
+    """Three validation images down; across: reference, two factors of low-pass and sample, one unconditional."""
+    assert sorted(p.name for p in (trained / "grids").iterdir()) == ["step_0000004.png", "step_0000008.png"]
+    sheets = [np.asarray(Image.open(p)) for p in sorted((trained / "grids").iterdir())]
+    assert sheets[0].shape == (44 + 12 + 3 * 98, 2 * 12 + 3 * 12 + 96 + 2 * 194 + 96, 3)
+    low_pass, sample = (slice(44, 140), slice(120, 216)), (slice(44, 140), slice(218, 314))
+    assert (sheets[0][low_pass] == sheets[1][low_pass]).all()
+    assert (sheets[0][sample] != sheets[1][sample]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "shape"),
+    [
+        ("min_snr", ["diffusion.loss=min_snr", "diffusion.prediction=v"], (3, 8, 8)),
+        ("x0", ["diffusion.prediction=x0", "optim.name=adam", "optim.grad_clip=null"], (3, 8, 8)),
+        ("learn_sigma", ["model.learn_sigma=true"], (3, 8, 8)),
+        ("grey", ["data.channels=1"], (1, 8, 8)),
+        ("wide", ["data.image_size=[8,12]"], (3, 8, 12)),
+        ("patches", ["model.patch_size=2"], (3, 8, 8)),
+    ],
+)
+def test_other_trainings(name: str, overrides: list[str], shape: tuple[int, int, int], train_run: TrainRun) -> None:
+    folder = train_run(name, *overrides, "grid.every_n_epochs=1")
+    losses = [value for _, value in scalars(folder, "train/loss")]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+    loaded = load_denoiser(folder / "checkpoints" / "last.ckpt")
+    assert loaded.image_shape == shape
+    prediction = loaded(torch.zeros(2, *shape), torch.tensor([1, 25]))
+    assert prediction.x0.shape == (2, *shape)
+    assert (prediction.log_variance is not None) == (name == "learn_sigma")
+    with Image.open(folder / "grids" / "step_0000004.png") as grid:
+        assert grid.mode == "RGB"
+        tile = np.asarray(grid)[44 : 44 + 96, 12 : 12 + 96].astype(int)
+    assert (np.ptp(tile, axis=2).max() == 0) == (name == "grey")
+
+
+@pytest.mark.parametrize(
+    ("step", "settings", "expected"),
+    [
+        (0, {"warmup_steps": 0}, 1.0),
+        (0, {"warmup_steps": 9}, 0.1),
+        (4, {"warmup_steps": 9}, 0.5),
+        (9, {"warmup_steps": 9}, 1.0),
+        (10**6, {"warmup_steps": 9}, 1.0),
+        (0, {"warmup_steps": 0, "decay_steps": 100}, 1.0),
+        (50, {"warmup_steps": 0, "decay_steps": 100}, 0.5),
+        (25, {"warmup_steps": 0, "decay_steps": 100}, 0.8535533905932737),
+        (100, {"warmup_steps": 0, "decay_steps": 100}, 0.0),
+        (900, {"warmup_steps": 0, "decay_steps": 100}, 0.0),
+    ],
+)
+def test_learning_rate(step: int, settings: dict[str, Any], expected: float) -> None:
+    assert lr_factor(step, OptimConfig(**settings)) == pytest.approx(expected, abs=1e-12)
