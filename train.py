@@ -1,5 +1,6 @@
 """Train an unconditional diffusion model: python train.py [CONFIG.yaml] [key=value ...]."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.data import HFImageDataModule
     from ilvr_lightning.module import DDPM
     from ilvr_lightning.pretrained.load import initialise, read_checkpoint
-    from ilvr_lightning.runs import make_writable, resume_checkpoint, run_folder
+    from ilvr_lightning.runs import RUN_NAME, make_writable, resume_checkpoint, run_folder
     from ilvr_lightning.session import quiet, trainer_from
 
     quiet()
@@ -85,7 +86,10 @@ def train(config: Config, name: str) -> None:
             f"watch        tensorboard --logdir {folder} --samples_per_plugin images=1000",
             flush=True,
         )
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    finally:
+        os.environ.pop(RUN_NAME, None)  # another run in this process takes a name of its own
 
 
 if __name__ == "__main__":

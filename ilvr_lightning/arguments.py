@@ -82,7 +82,7 @@ def make_parser() -> Parser:
         help="of the network; auto: bf16 on a GPU, 32 elsewhere")  # fmt: skip
     add("--overwrite", action="store_true", help="make again what the folder already holds")
     add("--reproduce", metavar="FILE.png", help="make a picture of ours again, from the recipe in it")
-    plan = parser.add_argument_group("plan: a preset and what changes it")
+    plan = parser.add_argument_group("plan", "a preset, and what changes it; unless given, a setting is the preset's")
     plan.add_argument("--preset", choices=tuple(PRESETS), default="draft", help="named plan (%(default)s)")
     plan.add_argument("--factor", type=int, nargs="+", default=[8], metavar="N",
                       help="the paper's N, one or several; each is sampled (8)")  # fmt: skip

@@ -38,7 +38,6 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.9999) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
-        self.updates = 0
         self._swapped = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -47,10 +46,9 @@ class EMA(WeightAveraging):
             # Compared with 0 at every step: on the GPU that would wait for it.
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
-    def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], _: Tensor | int) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
+    def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(list(averages), list(weights), 1 - min(self.decay, (1 + n) / (10 + n)))
 
     @contextmanager
     def averaged(self, pl_module: pl.LightningModule) -> Iterator[None]:
@@ -76,13 +74,6 @@ class EMA(WeightAveraging):
         if self._swapped:
             self._swap_models(pl_module)
             self._swapped = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.updates = state_dict["updates"]
 
 
 def _step_done(trainer: pl.Trainer, batch_idx: int) -> bool:

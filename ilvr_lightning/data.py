@@ -31,7 +31,7 @@ from ilvr_lightning.source import Rows, open_splits
 
 Batch = dict[str, Tensor]
 PADDING = -1
-"""Index of an image that fills up a rank's share of the validation images and counts for nothing."""
+"""Index of an image that counts for nothing in validation: it fills up a rank's share or replaces a broken one."""
 
 
 class ImageRows(Dataset[tuple[Tensor, int, int]]):
@@ -55,7 +55,7 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
         """Image (C, H, W) in [-1, 1], its index (or PADDING), the row that was broken (or -1)."""
         row = index if index >= 0 else -index - 1
         pixels, broken = self._pixels(row)
-        return to_tensor(pixels), index if index >= 0 else PADDING, broken
+        return to_tensor(pixels), index if index >= 0 and broken < 0 else PADDING, broken
 
     def _pixels(self, row: int) -> tuple[Pixels, int]:
         if self.cache is not None:

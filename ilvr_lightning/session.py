@@ -58,11 +58,18 @@ def fitting_shape(
             check_factor(factor, (height, width))
         plan.resolved(loaded.schedule.num_timesteps)
     except ValueError as error:
-        raise UserError(str(error).replace("data.image_size", "--image-size")) from None
+        raise UserError(in_flags(str(error))) from None
     learned = getattr(loaded.network, "out_channels", channels) == 2 * channels
     if plan.variance == "learned" and not learned:
         raise UserError("--variance learned needs a network that learned its variance; give small, large or auto")
     return channels, height, width
+
+
+def in_flags(message: str) -> str:
+    """A message about settings, with sample.py's names for them."""
+    message = re.sub(r"sampling\.condition_(from|to)", "--range", message).replace("sampling.num_steps", "--steps")
+    message = message.replace("data.image_size", "--image-size")
+    return re.sub(r"sampling\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), message)
 
 
 def find_references(given: Sequence[str], shape: tuple[int, int, int], fit: Fit) -> list[Reference]:
@@ -147,7 +154,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # images are cached
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler starts at the step
         ".*is deprecated.*",  # between Lightning and torch
-        ".*are overridden.*|.*predict_dataloader.*",
+        ".*Total length of `DataLoader` across ranks is zero.*",  # all is done already
         ".*accelerator.*but not used.*",  # what was asked for is used
     ):
         warnings.filterwarnings("ignore", pattern)

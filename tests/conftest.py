@@ -32,13 +32,6 @@ trainer:
 TrainRun = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _own_run_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's name goes to its other processes by the environment; tests are runs of their own."""
-    monkeypatch.setenv("ILVR_RUN_NAME", "unset")
-    monkeypatch.delenv("ILVR_RUN_NAME")
-
-
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """21 pictures of 9 by 10 pixels: 18 to train on, 3 to validate on."""
