@@ -90,6 +90,12 @@ def train(config: Config, name: str) -> None:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     finally:
         os.environ.pop(RUN_NAME, None)  # another run in this process takes a name of its own
+    if trainer.is_global_zero:
+        loss = float(trainer.callback_metrics.get("val/loss", "nan"))
+        print(
+            f"done         step {trainer.global_step}, val/loss {loss:.4f}\n"
+            f"sample       python sample.py --ref PICTURE --ckpt {folder / 'checkpoints' / 'last.ckpt'}"
+        )
 
 
 if __name__ == "__main__":

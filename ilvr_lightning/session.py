@@ -155,6 +155,7 @@ def quiet() -> None:
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler starts at the step
         ".*is deprecated.*",  # between Lightning and torch
         ".*Total length of `DataLoader` across ranks is zero.*",  # all is done already
+        ".*smaller than the logging interval.*",  # losses are logged at each epoch's last step too
         ".*accelerator.*but not used.*",  # what was asked for is used
     ):
         warnings.filterwarnings("ignore", pattern)
