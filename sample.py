@@ -47,6 +47,7 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
             weights=args.weights,
             checkpoint_sha256=file_sha256(checkpoint),
             folder=folder,
+            overwrite=args.overwrite,
         ),
         folder,
         args.batch_size,

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ilvr_lightning.cli import command
 from ilvr_lightning.config import Config
@@ -41,7 +42,7 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.module import DDPM
     from ilvr_lightning.pretrained.load import initialise, read_checkpoint
     from ilvr_lightning.runs import RUN_NAME, make_writable, resume_checkpoint, run_folder
-    from ilvr_lightning.session import quiet, trainer_from
+    from ilvr_lightning.session import blamed_on_settings, quiet, trainer_from
 
     quiet()
     resume = resume_checkpoint(config, name)
@@ -71,12 +72,13 @@ def train(config: Config, name: str) -> None:
                 seed=config.seed,
                 every_n_epochs=grid.every_n_epochs,
                 every_n_steps=grid.every_n_steps,
+                batch_size=config.data.batch_size,
             ),
             Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps),
         ],
     )
     if trainer.is_global_zero:
-        (folder / "config.yaml").write_text(to_yaml(config))
+        (folder / "config.yaml").write_text(to_yaml(replace(config, resume=None, init_from=None)))
         print(
             f"data         {config.data.path}: {data.counts}, {config.data.size[0]}x{config.data.size[1]} px\n"
             f"network      {sum(p.numel() for p in module.network.parameters()):,} parameters\n"
@@ -86,8 +88,11 @@ def train(config: Config, name: str) -> None:
             f"watch        tensorboard --logdir {folder} --samples_per_plugin images=1000",
             flush=True,
         )
+    data.check_shares(trainer)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except (ValueError, ZeroDivisionError) as error:
+        raise blamed_on_settings(error) from None
     finally:
         os.environ.pop(RUN_NAME, None)  # another run in this process takes a name of its own
     if trainer.is_global_zero:

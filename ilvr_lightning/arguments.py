@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
+from ilvr_lightning.config import MAX_SIDE
 from ilvr_lightning.configure import field_docs
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.errors import UserError
@@ -37,14 +39,43 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:
     for name in ("num_samples", "batch_size", "devices"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1: got {getattr(args, name)}")
-    if args.seed < 0:
-        raise UserError(f"--seed must be at least 0: got {args.seed}")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed must be from 0 to {2**32 - 1}: got {args.seed}")
+    if not args.out.strip() or not all(pattern.strip() for pattern in args.ref):
+        raise UserError("--out or --ref is empty; give a folder to write to, and pictures")
+    if len(set(args.factor)) < len(args.factor):
+        raise UserError(f"--factor must list factors, each once: got {' '.join(map(str, args.factor))}")
+    if args.unconditional and args.range is not None:
+        raise UserError("--range is for --ref; --unconditional follows no reference")
+    if args.reproduce is not None and args != make_parser().parse_args(_without_plan(args)):
+        raise UserError(
+            "--reproduce takes the settings from the picture; beside it give --ref, --fit, --ckpt, --out or --overwrite"
+        )
     return args, make_plan(args)
+
+
+def _without_plan(args: argparse.Namespace) -> list[str]:
+    """What a --reproduce command may say, said again."""
+    kept = ["--reproduce", args.reproduce, "--out", args.out, "--fit", args.fit]
+    kept += ["--ckpt", args.ckpt] if args.ckpt is not None else []
+    kept += ["--overwrite"] if args.overwrite else []
+    return kept + (["--ref", *args.ref] if args.ref else [])
+
+
+def in_flags(message: str) -> str:
+    """A message about settings, with sample.py's names for them."""
+    message = re.sub(r"sampling\.condition_(from|to)", "--range", message).replace("sampling.num_steps", "--steps")
+    message = message.replace("data.image_size", "--image-size")
+    return re.sub(r"sampling\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), message)
 
 
 def make_plan(args: argparse.Namespace) -> SamplingPlan:
     """The preset with what the flags change; several factors become one plan a factor later."""
     changes = {f.name: value for f in _plain_fields() if (value := getattr(args, f.name)) is not None}
+    sampler = changes.get("sampler", "ddpm")
+    for flag, owner in (("eta", "ddim"), ("variance", "ddpm")):
+        if flag in changes and sampler != owner:
+            raise UserError(f"--{flag} is of --sampler {owner}; with {sampler} it does nothing")
     if args.range is not None:
         changes["condition_from"], changes["condition_to"] = args.range
     try:
@@ -52,7 +83,7 @@ def make_plan(args: argparse.Namespace) -> SamplingPlan:
             SamplingPlan(factor=factor)
         return SamplingPlan.preset(args.preset, **changes)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(in_flags(str(error))) from None
 
 
 def make_parser() -> Parser:
@@ -129,4 +160,6 @@ def _size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"got {text!r}; give one number, or height x width as in 64x96")
+    if max(map(int, sides)) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give at most {MAX_SIDE} pixels")
     return int(sides[0]), int(sides[-1])

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,8 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "last.ckpt")
             if trainer.is_global_zero:
                 print(
-                    f"\nstopped at step {trainer.global_step} and saved; go on with resume={self.folder / 'last.ckpt'}"
+                    f"\nstopped at step {trainer.global_step} and saved; go on with: "
+                    f"python train.py {self.folder.parent / 'config.yaml'} resume={self.folder / 'last.ckpt'}"
                 )
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
@@ -219,7 +220,7 @@ class ILVRGrid(Callback):
         seed: of the noise.
         every_n_epochs: 0 draws none at epochs.
         every_n_steps: 0 draws none at steps.
-        batch_size: pictures sampled at once.
+        batch_size: the global batch of training, which says how many pictures fit at once.
     """
 
     def __init__(
@@ -244,12 +245,13 @@ class ILVRGrid(Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.batch_size = batch_size
+        self._drawn_step = -1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         n = self.every_n_steps
-        if n and trainer.global_step % n == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if n and trainer.global_step % n == 0 and _step_done(trainer, batch_idx):
             self._draw(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -257,15 +259,15 @@ class ILVRGrid(Callback):
             self._draw(trainer, pl_module)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.barrier("samples are written")
         grids = list(trainer.datamodule.grids())  # type: ignore[attr-defined]
         for grid in grids[trainer.global_rank :: trainer.world_size]:
             grid.draw()
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
-        if not self.references:
+        if not self.references or trainer.global_step == self._drawn_step:
             return
+        self._drawn_step = trainer.global_step
         training = pl_module.training
         pl_module.eval()
         try:
@@ -290,11 +292,13 @@ class ILVRGrid(Callback):
         shape = tuple(self.references[0].tensor.shape)
         count = -(-len(jobs) // trainer.world_size)
         pixels = torch.zeros((count, *shape), dtype=torch.uint8, device=pl_module.device)
+        # Without gradients several times a rank's share of a training batch fits, and no more than that is known to.
+        at_once = min(32, max(1, 4 * self.batch_size // trainer.world_size // trainer.accumulate_grad_batches))
         done = 0
         for conditioned in (True, False):
             group = [job for job in mine if (job[1] is not None) == conditioned]
-            for start in range(0, len(group), self.batch_size):
-                images = self._generate(pl_module, group[start : start + self.batch_size], shape)
+            for start in range(0, len(group), at_once):
+                images = self._generate(pl_module, group[start : start + at_once], shape)
                 pixels[done : done + len(images)] = torch.from_numpy(np.moveaxis(from_tensor(images), -1, -3)).to(
                     pixels
                 )
@@ -337,15 +341,9 @@ class ILVRGrid(Callback):
 
     def _write(self, trainer: pl.Trainer, tiles: dict[tuple[int, int | None, int], Pixels], weights: str) -> None:
         rows, ks = range(len(self.references)), range(self.samples)
-        columns = [Column(label="reference", rows=[[r.pixels] for r in self.references])]
-        for factor in self.factors:
-            low = low_pass_pixels(self.references, factor, self.plan)
-            columns.append(
-                Column(
-                    label=f"N={factor}: low-pass, samples",
-                    rows=[[low[r], *(tiles[r, factor, k] for k in ks)] for r in rows],
-                )
-            )
+        columns = reference_columns(
+            self.references, self.factors, self.plan, lambda row, factor: [tiles[row, factor, k] for k in ks]
+        )
         unconditional = [[tiles[r, None, k] for k in ks] for r in rows]
         columns.append(Column(label="unconditional", rows=unconditional))
         title = f"step {trainer.global_step}, {weights}, {self.plan.sampler} {self.plan.num_steps} steps"
@@ -359,6 +357,28 @@ class ILVRGrid(Callback):
             free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]
             writer.add_image("samples/unconditional", make_grid(free, nrow=8), trainer.global_step)
             writer.flush()
+
+
+def reference_columns(
+    references: Sequence[Reference],
+    factors: Sequence[int],
+    plan: SamplingPlan,
+    tiles: Callable[[int, int], list[Pixels]],
+) -> list[Column]:
+    """A row a reference: itself, then for each factor its low-pass image and its samples.
+
+    Args:
+        references: the rows.
+        factors: the groups of columns.
+        plan: gives the filter.
+        tiles: the samples of (row, factor).
+    """
+    columns = [Column(label="reference", rows=[[r.pixels] for r in references])]
+    for factor in factors:
+        low = low_pass_pixels(references, factor, plan)
+        rows = [[low[row], *tiles(row, factor)] for row in range(len(references))]
+        columns.append(Column(label=f"N={factor}: low-pass, samples", rows=rows))
+    return columns
 
 
 def low_pass_pixels(references: Sequence[Reference], factor: int, plan: SamplingPlan) -> list[Pixels]:

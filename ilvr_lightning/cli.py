@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,7 +19,10 @@ def command(main: Main) -> Main:
         try:
             return main(argv)
         except UserError as error:
-            return _fail(str(error), 2)
+            message = str(error).strip()
+            if "Original Traceback" in message:  # raised in a DataLoader's worker: its last line says what
+                message = message.rpartition("\n")[2].partition("Error: ")[2]
+            return _fail(message, 2)
         except FloatingPointError as error:
             return _fail(str(error), 1)
         except OSError as error:
@@ -26,13 +30,15 @@ def command(main: Main) -> Main:
                 return _fail(
                     "the disk is full: free some space, or write elsewhere (--out, trainer.default_root_dir)", 1
                 )
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-                return _fail(f"cannot write or read {error.filename}: {error.strerror}", 2)
+            if error.filename is not None and error.errno is not None:
+                return _fail(f"cannot write or read {str(error.filename)[:200]!r}: {error.strerror}", 2)
             raise
+        except MemoryError:
+            return _fail("out of memory: lower data.batch_size or data.image_size (--batch-size, --image-size)", 1)
         except RuntimeError as error:
             # torch.OutOfMemoryError is a RuntimeError, and torch need not be loaded to catch it.
             if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-                return _fail("out of memory: lower data.batch_size (train.py) or --batch-size (sample.py)", 1)
+                return _fail("out of memory: lower the batch size, the image size or the network's width", 1)
             raise
         except Exception as error:
             if type(error).__name__ == "MisconfigurationException":
@@ -43,7 +49,9 @@ def command(main: Main) -> Main:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"{_program()}: {' '.join(message.split())}", file=sys.stderr)
+    # Lightning starts the script again for each process: the first one speaks for all.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{_program()}: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

@@ -32,12 +32,24 @@ def _at_least_zero(section: str, settings: object, *names: str) -> None:
         )
 
 
+MAX_SIDE = 8192
+"""Pixels of the longest side that a configuration may ask for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Where a run's files go: <trainer.default_root_dir>/<config name>/<run.name>."""
 
     name: str | None = None
     """Folder of this run; the time it started unless given."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            plain = self.name.strip() and self.name not in (".", "..") and not set("/\\") & set(self.name)
+            _require(
+                bool(plain) and self.name.isprintable() and len(self.name.encode()) <= 200,
+                f"run.name must be one plain folder name: got {self.name!r}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +89,16 @@ class DataConfig:
         _positive("data", self, "batch_size")
         _at_least_zero("data", self, "num_workers", "cache_mb")
         _require(self.channels in (1, 3), f"data.channels must be 3 or 1: got {self.channels}")
-        _require(min(self.size) >= 1, f"data.image_size must be at least 1: got {self.image_size}")
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+        _require(
+            len(sides) <= 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides),
+            f"data.image_size must be one whole number from 1 to {MAX_SIDE}, or two: got {self.image_size}",
+        )
+        _require(self.path.strip() != "", "data.path is empty; give a folder, files, or a Hub name")
+        _require(
+            self.validation_split != self.split,
+            f"data.validation_split must be another split than data.split: got {self.split!r} for both",
+        )
         _require(
             0 < self.validation_fraction < 1,
             f"data.validation_fraction must be between 0 and 1: got {self.validation_fraction}",
@@ -180,6 +201,14 @@ class GridConfig:
     def __post_init__(self) -> None:
         _at_least_zero("grid", self, "every_n_epochs", "every_n_steps")
         _positive("grid", self, "samples")
+        _require(self.samples <= 64, f"grid.samples must be at most 64: got {self.samples}")
+        _require(
+            len(set(self.factors)) == len(self.factors) > 0,
+            f"grid.factors must list factors, each once: got {list(self.factors)}",
+        )
+        _require(
+            all(r.strip() for r in self.references), "grid.references holds an empty name; give pictures or folders"
+        )
         _require(self.preset in PRESETS, f"grid.preset must be one of {', '.join(PRESETS)}: got {self.preset!r}")
 
 
@@ -243,6 +272,10 @@ WHOLE_TRAINER_KEYS = {
 """Of these the Trainer finds out late, or never; each with its least value."""
 
 
+SWITCHES = ("enable_progress_bar", "enable_model_summary", "benchmark", "detect_anomaly", "sync_batchnorm", "barebones")
+"""Of these the Trainer takes any value for true."""
+
+
 def _trainer_defaults() -> dict[str, Any]:
     return {"max_epochs": 100, "log_every_n_steps": 25, "default_root_dir": "runs"}
 
@@ -270,16 +303,30 @@ class Config:
     """The Lightning Trainer's own arguments: devices, num_nodes, strategy, precision, max_epochs, max_steps ..."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"seed must be at least 0: got {self.seed}")
+        _require(0 <= self.seed < 2**32, f"seed must be from 0 to {2**32 - 1}: got {self.seed}")
+        for name in ("resume", "init_from"):
+            _require(getattr(self, name) != "", f"{name} is empty; give a checkpoint, or leave it out")
+        root = self.trainer.get("default_root_dir", "runs")
+        _require(isinstance(root, str) and root.strip() != "", "trainer.default_root_dir must be a folder's name")
         _require(not (self.resume and self.init_from), "give resume or init_from, not both")
         self.model.check_size(*self.data.size)
         for factor in self.grid.factors:
             check_factor(factor, self.data.size, "grid.factors")
-        self.grid_plan.resolved(self.diffusion.T)
+        self.model.check_attention(self.data.size[0])
+        plan = self.grid_plan.resolved(self.diffusion.T)
+        for name in ("condition_from", "condition_to"):
+            _require(isinstance(getattr(plan, name), int), f"sampling.{name} must be one number for grids")
+        _require(
+            plan.variance != "learned" or self.model.learn_sigma,
+            "sampling.variance=learned needs model.learn_sigma=true; give small, large or auto",
+        )
         for key, lowest in WHOLE_TRAINER_KEYS.items():
             value = self.trainer.get(key)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
             _require(value is None or whole, f"trainer.{key} must be a whole number, at least {lowest}: got {value!r}")
+        for key in SWITCHES:
+            value = self.trainer.get(key)
+            _require(value is None or isinstance(value, bool), f"trainer.{key} must be true or false: got {value!r}")
         for key in self.trainer:
             _require(
                 key in TRAINER_KEYS,

@@ -76,7 +76,7 @@ def _read_yaml(path: Path) -> DictConfig:
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
         raise UserError(f"there is no recipe {path}; the ready ones are in configs/") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is no readable YAML: {_first_line(error)}") from None
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path} must hold keys and values")
@@ -85,6 +85,8 @@ def _read_yaml(path: Path) -> DictConfig:
 
 def _read_override(argument: str) -> DictConfig:
     key = argument.partition("=")[0]
+    if not key.strip():
+        raise UserError(f"{argument!r} has no key; give key=value")
     try:
         layer = OmegaConf.from_dotlist([argument])
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
@@ -146,8 +148,10 @@ def _culprit(layers: Sequence[DictConfig]) -> str:
     """The key that cannot be merged, where OmegaConf does not say which."""
     for layer in layers:
         for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(layer))):
+            alone = OmegaConf.create({})
+            OmegaConf.update(alone, key, value)
             try:
-                OmegaConf.update(OmegaConf.structured(Config), key, value)
+                OmegaConf.merge(OmegaConf.structured(Config), alone)
             except OmegaConfBaseException:
                 return key
     return "a key"

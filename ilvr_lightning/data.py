@@ -87,17 +87,21 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
             except BrokenImageError as error:
                 return error
 
+        height, width = self.config.size
+        cache = np.empty((len(self.rows), height, width, self.config.channels), dtype=np.uint8)
+        good: list[int] = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = list(pool.map(attempt, range(len(self.rows))))
-        good = [row for row, result in enumerate(results) if not isinstance(result, BrokenImageError)]
-        for row, result in enumerate(results):
-            if isinstance(result, BrokenImageError):
-                if self.config.on_broken == "stop":
+            for row, result in enumerate(pool.map(attempt, range(len(self.rows)))):
+                if not isinstance(result, BrokenImageError):
+                    cache[len(good)] = result
+                    good.append(row)
+                elif self.config.on_broken == "stop":
                     raise result
-                self.broken[row] = str(result)
+                else:
+                    self.broken[row] = str(result)
         if not good:
             raise UserError(f"data.path={self.config.path}: no image in it can be read")
-        self.cache = np.stack([r for r in results if not isinstance(r, BrokenImageError)])
+        self.cache = cache[: len(good)]
         self.rows = self.rows.select(good)
 
 
@@ -120,9 +124,7 @@ class TrainBatches(Sampler[list[int]]):
         self, length: int, global_batch: int, parts: int, rank: int, world: int, seed: int, position: Callable[[], int]
     ) -> None:
         if global_batch > length:
-            raise UserError(
-                f"data.batch_size must be at most the number of training images, {length}: got {global_batch}"
-            )
+            raise UserError(_too_large(global_batch, length))
         self.length, self.global_batch = length, global_batch
         self.parts, self.rank, self.world = parts, rank, world
         self.seed, self.position = seed, position
@@ -142,6 +144,10 @@ class TrainBatches(Sampler[list[int]]):
             batch = order[step % self.steps_per_epoch * self.global_batch :][: self.global_batch]
             for part in range(self.rank, self.parts, self.world):
                 yield batch[part * share : (part + 1) * share].tolist()
+
+
+def _too_large(global_batch: int, length: int) -> str:
+    return f"data.batch_size must be at most the number of training images, {length}: got {global_batch}"
 
 
 class ValidationShare(Sampler[int]):
@@ -210,15 +216,26 @@ class HFImageDataModule(pl.LightningDataModule):
         rows = range(min(4, len(self.validation)))
         return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
-        assert self.train is not None and self.trainer is not None
-        trainer = self.trainer
+    def check_shares(self, trainer: pl.Trainer) -> int:
+        """The number of parts that a global batch is shared out in.
+
+        Raises:
+            UserError: the batch does not divide by it, or the set is smaller than the batch.
+        """
         parts = trainer.world_size * trainer.accumulate_grad_batches
         if self.config.batch_size % parts:
             raise UserError(
                 "data.batch_size is the global batch and must divide by devices x nodes x accumulation: "
                 f"got {self.config.batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}"
             )
+        if self.train is not None and self.config.batch_size > len(self.train):
+            raise UserError(_too_large(self.config.batch_size, len(self.train)))
+        return parts
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+        assert self.train is not None and self.trainer is not None
+        trainer = self.trainer
+        parts = self.check_shares(trainer)
         batches = TrainBatches(
             len(self.train), self.config.batch_size, parts, trainer.global_rank, trainer.world_size, self.seed,
             position=lambda: trainer.global_step,
@@ -231,8 +248,8 @@ class HFImageDataModule(pl.LightningDataModule):
         batch_size = max(1, self.config.batch_size // self.trainer.world_size)
         return self._loader(self.validation, sampler=share, batch_size=batch_size)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Report rows that a worker found broken, each once."""
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Report rows that a worker found broken, each once; on the CPU still, so that nothing waits for the device."""
         if "broken" in batch and not self._cached:
             part = "train" if self.trainer is not None and self.trainer.training else "validation"
             for row in batch.pop("broken").tolist():
@@ -249,7 +266,8 @@ class HFImageDataModule(pl.LightningDataModule):
     def _loader(self, rows: ImageRows, **options: Any) -> DataLoader[tuple[Tensor, int, int]]:
         workers = self.config.num_workers
         if workers is None:
-            workers = 0 if rows.cache is not None else min(8, max(1, (os.cpu_count() or 2) - 1))
+            local = self.trainer.num_devices if self.trainer is not None else 1
+            workers = 0 if rows.cache is not None else min(8, max(1, (os.cpu_count() or 2) // local - 1))
         return DataLoader(
             rows,
             collate_fn=collate,

@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ilvr_lightning.config import Config, DiffusionConfig, OptimConfig
+from ilvr_lightning.config import Config, OptimConfig
 from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
-from ilvr_lightning.diffusion.schedule import NoiseSchedule
+from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.models.unet import UNet
 
 Batch = dict[str, Tensor]
-
-
-def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
-    """The noise schedule that a configuration names."""
-    if config.betas is not None:
-        return NoiseSchedule(torch.tensor(config.betas, dtype=torch.float64))
-    return {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}[config.schedule](config.num_timesteps)
 
 
 class DDPM(pl.LightningModule):
@@ -40,7 +33,8 @@ class DDPM(pl.LightningModule):
         super().__init__()
         self.config = config if isinstance(config, Config) else config_from_plain(config)
         self.save_hyperparameters({"config": self.config.plain()})
-        self.schedule = make_schedule(self.config.diffusion)
+        diffusion = self.config.diffusion
+        self.schedule = make_schedule(diffusion.schedule, diffusion.num_timesteps, diffusion.betas)
         self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)
         # Sums of (loss, count) since the last log: over all timesteps of this step, then a quartile of t each.
         self._step_sums = torch.zeros(2)
@@ -159,8 +153,12 @@ class DDPM(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optim = self.config.optim
+        # With a gradient scaler Lightning leaves a fused optimizer's gradients scaled, and clipping would see those.
+        fused = self.trainer.precision != "16-mixed"
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
-        optimizer = kind(self.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+        optimizer = kind(
+            self.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused
+        )
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 KEY = "ilvr_lightning"
+HASH = re.compile("[0-9a-f]{64}")
 CIRCUMSTANCES = ("batch_size", "threads", "precision", "device", "reference")
 """What does not change which picture is meant, only its last digits, or its name."""
 
@@ -48,6 +50,7 @@ def read_text(path: Path, key: str) -> str | None:
     """A PNG's text under a key, or None."""
     try:
         with Image.open(path) as image:
+            image.load()  # half of a file is none
             text = image.info.get(key)
     except (OSError, SyntaxError, ValueError):
         return None
@@ -58,7 +61,25 @@ def read_recipe(path: Path) -> Recipe | None:
     """The recipe that a PNG holds, or None where there is none that this version understands."""
     try:
         values = json.loads(read_text(path, KEY) or "null")
-        known = {f.name for f in fields(Recipe)}
-        return Recipe(**values) if isinstance(values, dict) and set(values) <= known else None
-    except (ValueError, TypeError):
+        recipe = Recipe(**values)
+    except (ValueError, TypeError, RecursionError):
         return None
+    return recipe if _is_sound(recipe) else None
+
+
+def _is_sound(recipe: Recipe) -> bool:
+    """Whether every entry is of its type and within reason: a PNG may come from anywhere."""
+    numbers = (recipe.seed, recipe.sample, recipe.batch_size, recipe.threads)
+    hashes = (recipe.checkpoint_sha256, recipe.reference_sha256)
+    return (
+        isinstance(recipe.plan, dict)
+        and all(type(n) is int and n >= 0 for n in numbers)
+        and 1 <= recipe.batch_size <= 4096
+        and recipe.threads <= 1024
+        and all(h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in hashes)
+        and recipe.checkpoint_sha256 is not None
+        and (recipe.reference is None or isinstance(recipe.reference, str))
+        and recipe.weights in ("ema", "raw")
+        and recipe.precision in ("32", "bf16")
+        and recipe.device in ("cpu", "cuda", "mps")
+    )

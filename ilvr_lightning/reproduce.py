@@ -2,20 +2,19 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.pretrained.load import load_denoiser
 from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
 from ilvr_lightning.runs import make_writable
-from ilvr_lightning.sampling import ILVRSampler, Job, file_sha256, write_whole
-from ilvr_lightning.session import find_references
+from ilvr_lightning.sampling import ILVRSampler, Job, file_sha256, plan_of, write_whole
+from ilvr_lightning.session import find_references, fitting_shape
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -44,7 +43,9 @@ def reproduce(args: argparse.Namespace) -> int:
         raise UserError(f"--out: {target} is there already; give another folder, or --overwrite")
 
     plan = plan_of(recipe)
-    device = torch.device(recipe.device if recipe.device == "cpu" or torch.cuda.is_available() else "cpu")
+    fitting_shape(loaded, shape[1:], [recipe.plan["factor"]] if reference else [], plan)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = torch.device(recipe.device if there[recipe.device] else "cpu")
     module = ILVRSampler(loaded, shape, plan, recipe.precision == "bf16").to(device)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -52,22 +53,14 @@ def reproduce(args: argparse.Namespace) -> int:
               recipe=recipe, file=source.name)  # fmt: skip
     # Convolutions may round differently in a batch of another size.
     new = from_tensor(module.predict_step([job] * recipe.batch_size))[0]
-    write_whole(target, lambda path: to_image(new).save(path, "PNG", pnginfo=recipe_info(recipe)))
+    made = replace(recipe, threads=torch.get_num_threads(), device=device.type)
+    write_whole(target, lambda path: to_image(new).save(path, "PNG", pnginfo=recipe_info(made)))
     difference = int(np.abs(to_pixels(read_image(target)).astype(int) - old).max())
     verdict = "identical" if difference == 0 else f"at most {difference} of 255 apart"
     print(f"{target}: {verdict}")
     if device.type != recipe.device:
         print(f"it was made on {recipe.device}, which is not here; another kind of device draws other noise")
     return 0
-
-
-def plan_of(recipe: Recipe) -> SamplingPlan:
-    """The plan that a recipe holds."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.plan.items()}
-    try:
-        return SamplingPlan(**fields)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the recipe's plan is not of this version: {error}") from None
 
 
 def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:

@@ -20,11 +20,15 @@ def run_folder(config: Config, name: str, resume: Path | None) -> Path:
     """
     root = Path(str(config.trainer.get("default_root_dir", "runs"))) / name
     if config.run.name is not None:
-        return root / config.run.name
+        folder = root / config.run.name
+        if resume is None and (folder / "checkpoints" / "last.ckpt").exists() and "LOCAL_RANK" not in os.environ:
+            raise UserError(f"run.name={config.run.name}: {folder} holds a run; give another name, or resume=auto")
+        return folder
     if resume is not None and resume.parent.name == "checkpoints":
         return resume.parent.parent
     if RUN_NAME not in os.environ:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        nodes = config.trainer.get("num_nodes") or 1
+        if nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
             raise UserError(
                 "run.name must be given when several processes are started from outside, so that they agree"
             )
@@ -74,5 +78,6 @@ def make_writable(folder: Path, setting: str) -> None:
         probe = folder / f".writable-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"{setting}: cannot write to {folder} ({error.strerror}); give another folder") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{setting}: cannot write to {str(folder)[:200]!r} ({reason}); give another folder") from None

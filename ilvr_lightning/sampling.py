@@ -4,8 +4,9 @@ import functools
 import hashlib
 import json
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ilvr_lightning.callbacks import low_pass_pixels
+from ilvr_lightning.callbacks import reference_columns
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate_steps
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import Column, Pixels, Reference, draw_grid, from_tensor, read_image, to_image, to_pixels
+from ilvr_lightning.images import (
+    BrokenImageError,
+    Column,
+    Pixels,
+    Reference,
+    draw_grid,
+    from_tensor,
+    read_image,
+    to_image,
+    to_pixels,
+)
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 from ilvr_lightning.recipe import Recipe, read_recipe, read_text, recipe_info
 
@@ -81,14 +92,15 @@ class SampleJobs(pl.LightningDataModule):
         self.folder = folder
         self.batch_size = batch_size
         self.overwrite = overwrite
-        self.todo = [job for job in self.jobs if overwrite or not (folder / job.file).exists()]
+        self.todo = [job for job in self.jobs if overwrite or not _is_made(folder / job.file, job.recipe)]
 
-    def predict_dataloader(self) -> DataLoader[Job]:
+    def predict_dataloader(self) -> DataLoader[list[Job]]:
+        """This rank's share in batches; an empty one where there is nothing to do, so that no rank ends early."""
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        # A batch is all with references, or all without.
-        mine = sorted(self.todo[rank::world], key=lambda job: job.reference is None)
-        return DataLoader(mine, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]  # a list is enough
+        mine = self.todo[rank::world]
+        batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)] or [[]]
+        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]  # a list is enough
 
     def transfer_batch_to_device(self, batch: list[Job], device: torch.device, dataloader_idx: int) -> list[Job]:
         """Jobs are no tensors; their references go to the device when they are sampled."""
@@ -126,15 +138,14 @@ class SampleJobs(pl.LightningDataModule):
             made = tiles(groups[0], None)
             across = min(8, len(made))
             return [Column(label="unconditional", rows=[made[i : i + across] for i in range(0, len(made), across)])]
-        columns = [Column(label="reference", rows=[[reference.pixels] for reference in references])]
-        plan = groups[0][0].recipe.plan
-        for factor in dict.fromkeys(job.factor for job in groups[0]):
-            assert factor is not None
-            kernel = SamplingPlan(kernel=plan["kernel"], orthogonal=plan["orthogonal"])
-            low = low_pass_pixels(references, factor, kernel)
-            rows = [[low[row], *tiles(jobs, factor)] for row, jobs in enumerate(groups)]
-            columns.append(Column(label=f"N={factor}: low-pass, samples", rows=rows))
-        return columns
+        factors = [f for f in dict.fromkeys(job.factor for job in groups[0]) if f is not None]
+        return reference_columns(
+            references, factors, plan_of(groups[0][0].recipe), lambda row, factor: tiles(groups[row], factor)
+        )
+
+
+def _as_it_is(batch: list[Job]) -> list[Job]:
+    return batch
 
 
 def make_jobs(
@@ -147,10 +158,12 @@ def make_jobs(
     weights: str,
     checkpoint_sha256: str,
     folder: Path,
+    overwrite: bool = False,
 ) -> list[Job]:
     """Every picture of a run, with its recipe and its file name; without references, unconditional ones.
 
-    A name that another recipe has taken, in the folder or in this run, gets a short hash of its recipe.
+    A name that another recipe has taken, in this run or (unless it may be overwritten) in the folder, gets a short hash
+    of its recipe.
     """
     jobs: list[Job] = []
     taken: set[str] = set()
@@ -169,7 +182,7 @@ def make_jobs(
                 )
                 stem = f"{reference.name}_N{factor}_{sample}" if reference else f"unconditional_{sample}"
                 file = f"{stem}.png"
-                if file in taken or not _free(folder / file, recipe):
+                if file in taken or not (overwrite or _free(folder / file, recipe)):
                     file = f"{stem}_{recipe.digest[:8]}.png"
                 taken.add(file)
                 jobs.append(Job(reference=reference, factor=factor, sample=sample, recipe=recipe, file=file))
@@ -183,9 +196,37 @@ def plan_settings(plan: SamplingPlan, factor: int | None) -> dict[str, Any]:
     return plain
 
 
+def plan_of(recipe: Recipe) -> SamplingPlan:
+    """The plan that a recipe holds."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.plan.items()}
+    try:
+        plan = SamplingPlan(**values)
+        for f in fields(SamplingPlan):
+            hint = typing.get_type_hints(SamplingPlan)[f.name]
+            if hint in (bool, int) and type(getattr(plan, f.name)) is not hint:
+                raise ValueError(f"{f.name} is of another type: got {getattr(plan, f.name)!r}")
+        return plan
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"the recipe's plan is not of this version: {error}") from None
+
+
+def _is_made(path: Path, recipe: Recipe) -> bool:
+    """Whether a file holds this very picture, whole."""
+    found = read_recipe(path) if path.exists() else None
+    return found is not None and found.digest == recipe.digest
+
+
 def _free(path: Path, recipe: Recipe) -> bool:
-    """Whether a file may be written, or holds this very picture already."""
-    return not path.exists() or ((found := read_recipe(path)) is not None and found.digest == recipe.digest)
+    """Whether a file may be written: it is not there, is this very picture, or is the broken half of one of ours."""
+    return not path.exists() or _is_made(path, recipe) or _is_broken(path)
+
+
+def _is_broken(path: Path) -> bool:
+    try:
+        read_image(path)
+    except BrokenImageError:
+        return True
+    return False
 
 
 class ILVRSampler(pl.LightningModule):
@@ -222,7 +263,9 @@ class ILVRSampler(pl.LightningModule):
         """(B, C, H, W) in [-1, 1]."""
         references = [job.reference.tensor for job in batch if job.reference is not None]
         factors = tuple(job.factor for job in batch if job.factor is not None)
-        x = torch.empty(0)
+        x = torch.empty(0, *self.shape)
+        if not batch:
+            return x
         for state in generate_steps(
             self.denoiser,
             self.schedule,
@@ -289,6 +332,26 @@ class SampleWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar.close()
+        trainer.strategy.barrier("samples are written")
+        if trainer.is_global_zero:
+            self._tidy_manifest()
+
+    def _tidy_manifest(self) -> None:
+        """One line a sample, whatever was overwritten or interrupted: this run's lines anew, from the PNGs."""
+        path = self.jobs.folder / "manifest.jsonl"
+        ours = {job.file for job in self.jobs.jobs}
+        lines = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["file"] not in ours:
+                    lines.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # half a line, of a run that was killed
+        for job in self.jobs.jobs:
+            recipe = read_recipe(self.jobs.folder / job.file)
+            if recipe is not None:
+                lines.append(json.dumps({"file": job.file, **asdict(recipe)}))
+        write_whole(path, lambda partial: partial.write_text("".join(line + "\n" for line in lines)))
 
 
 def estimate(seconds: float, evaluations: int) -> str:
@@ -317,7 +380,7 @@ def write_references(references: Sequence[Reference], folder: Path) -> None:
             write_whole(path, functools.partial(to_image(reference.pixels).save, format="PNG"))
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary file and rename it, so that no reader ever sees half of one."""
     partial = path.with_name(f".{path.name[:200]}.partial")
     write(partial)
@@ -333,7 +396,8 @@ def file_sha256(path: Path) -> str:
 def check_names(references: Sequence[Reference]) -> None:
     """Raise a UserError for a reference whose name cannot be a file name of ours."""
     for reference in references:
-        if len(reference.name.encode()) > 200 or any(ord(c) < 32 for c in reference.name):
+        if len(reference.name.encode(errors="replace")) > 200 or not reference.name.isprintable():
             raise UserError(
-                f"--ref: the file name {reference.name[:40]!r}... is too long or has control characters; rename it"
+                f"--ref: the file name {reference.name[:40]!r} is too long, or has characters that cannot be printed; "
+                "rename it"
             )

@@ -1,6 +1,7 @@
 """What sample.py finds and checks before it starts: checkpoint, references, sizes, devices."""
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
+from ilvr_lightning.arguments import in_flags
 from ilvr_lightning.config import DataConfig
 from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
@@ -31,6 +33,8 @@ def find_checkpoint(given: str | None) -> Path:
     Raises:
         UserError: there is none.
     """
+    if given == "":
+        raise UserError("--ckpt is empty; give a checkpoint, or leave it out")
     if given is not None:
         return Path(given)
     found = newest_checkpoint(Path("runs"))
@@ -65,13 +69,6 @@ def fitting_shape(
     return channels, height, width
 
 
-def in_flags(message: str) -> str:
-    """A message about settings, with sample.py's names for them."""
-    message = re.sub(r"sampling\.condition_(from|to)", "--range", message).replace("sampling.num_steps", "--steps")
-    message = message.replace("data.image_size", "--image-size")
-    return re.sub(r"sampling\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), message)
-
-
 def find_references(given: Sequence[str], shape: tuple[int, int, int], fit: Fit) -> list[Reference]:
     """References from files, folders and globs, or from a data set's split written DATASET:SPLIT[A:B].
 
@@ -87,13 +84,17 @@ def find_references(given: Sequence[str], shape: tuple[int, int, int], fit: Fit)
         else:
             references += read_references(find_images([pattern]), (size[0], size[1]), channels, fit)
     check_names(references)
-    return references
+    return list({(reference.name, reference.sha256): reference for reference in references}.values())
 
 
 def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, fit: Fit) -> list[Reference]:
     from ilvr_lightning.source import open_splits
 
-    rows, _ = open_splits(DataConfig(path=match["path"], split=match["split"]), seed=0, hold_out=False)
+    try:
+        config = DataConfig(path=match["path"], split=match["split"])
+        rows, _ = open_splits(config, seed=0, hold_out=False)
+    except ValueError as error:
+        raise UserError(f"--ref {match[0]}: {error}") from None
     first, last = int(match["first"] or 0), min(int(match["last"] or len(rows)), len(rows))
     if first >= last:
         raise UserError(f"--ref {match[0]}: it holds {len(rows)} images; the part asked for is empty")
@@ -109,10 +110,24 @@ def trainer_from(settings: dict[str, Any], **ours: Any) -> pl.Trainer:
     Raises:
         UserError: the Trainer refuses them.
     """
+    asked = settings.get("devices", 1)
+    if settings.get("accelerator") == "cpu" and isinstance(asked, int) and asked > (os.cpu_count() or 1):
+        raise UserError(f"trainer.devices={asked}: this machine has {os.cpu_count()} processors")
     try:
         return pl.Trainer(**settings, **ours, use_distributed_sampler=False)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise UserError(f"the Trainer refuses its settings (trainer.*): {error}") from None
+
+
+def blamed_on_settings(error: Exception) -> Exception:
+    """A UserError in place of what Lightning itself raised over the Trainer's settings; anything else as it is."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    if where.startswith("lightning.") and not isinstance(error, UserError):
+        return UserError(f"the Trainer refuses its settings (trainer.*): {error}")
+    return error
 
 
 def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Trainer:
@@ -129,7 +144,10 @@ def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Tra
             f"--devices {devices} --device {device}: this machine has {available[device]}; "
             + (f"give --devices {available[device]}" if available[device] else "give --device cpu")
         )
+    if device == "cpu" and devices > (os.cpu_count() or 1):
+        raise UserError(f"--devices {devices} --device cpu: this machine has {os.cpu_count()} processors")
     quiet()
+    torch.backends.cudnn.allow_tf32 = False  # --precision 32 means it
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=devices,

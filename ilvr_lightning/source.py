@@ -1,6 +1,7 @@
 """Where training images come from: the Hub, a folder of images, a local data set, Parquet or Arrow files."""
 
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +83,7 @@ def _load(config: DataConfig) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said in one line, below
     path = Path(config.path).expanduser()
     try:
         if glob.has_magic(config.path) or path.is_file():
@@ -125,7 +127,7 @@ def _load_hub(config: DataConfig) -> dict[str, Any]:
 def _explain(path: str, error: Exception) -> str:
     """One line that says what to do about a data set that did not load."""
     text, kind = str(error), type(error).__name__
-    if "gated" in text.lower() or "401" in text or "403" in text:
+    if "gated" in text.lower() or re.search(r"\b40[13] (Client|Unauthorized|Forbidden)", text):
         return f"data.path={path} is gated or private: accept its terms on the Hub, then run `hf auth login`"
     if kind in ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError") or "reach" in text.lower():
         return f"data.path={path} is no local folder, and the Hub cannot be reached: check the network or the path"
@@ -161,15 +163,13 @@ def _one_class(dataset: Any, config: DataConfig) -> Any:
     """The rows of one class, by its name."""
     import datasets
 
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            if config.label not in feature.names:
-                raise UserError(
-                    f"data.label={config.label!r} is not in {config.path}: it has {', '.join(feature.names)}"
-                )
-            wanted = feature.names.index(config.label)
-            rows = np.flatnonzero(np.asarray(dataset.with_format(None)[name][:]) == wanted)
-            return dataset.select(rows)
-    raise UserError(
-        f"data.label={config.label!r}: {config.path} has no class column among {', '.join(dataset.features)}"
-    )
+    classes = {n: f.names for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+    for column, names in classes.items():
+        if config.label in names:
+            wanted = names.index(config.label)
+            return dataset.select(np.flatnonzero(np.asarray(dataset.with_format(None)[column][:]) == wanted))
+    if not classes:
+        columns = ", ".join(dataset.features)
+        raise UserError(f"data.label={config.label!r}: {config.path} has no class column among {columns}")
+    known = ", ".join(name for names in classes.values() for name in names)
+    raise UserError(f"data.label={config.label!r} is not in {config.path}: it has {known}")

@@ -71,7 +71,7 @@ def test_default_recipe(tmp_path: Path) -> None:
         ("optim.betas=[0.9,1]", ["optim.betas must be in [0, 1): got [0.9, 1.0]"]),
         ("data.channels=4", ["data.channels must be 3 or 1: got 4"]),
         ("data.validation_fraction=1", ["data.validation_fraction must be between 0 and 1: got 1"]),
-        ("seed=-1", ["seed must be at least 0: got -1"]),
+        ("seed=-1", ["seed must be from 0 to 4294967295: got -1"]),
         ("ema.decay=1", ["ema.decay must be in [0, 1): got 1"]),
         ("model.patch_size=3", ["model.patch_size must be 1 or 2: got 3"]),
         ("diffusion.num_timesteps=20", ["diffusion.num_timesteps must be above 20", "got 20"]),

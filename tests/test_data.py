@@ -223,10 +223,10 @@ def test_broken_image_is_replaced_and_named_without_a_cache(one_broken: Path) ->
     assert ((batch["image"][:, 0, 0, 0] + 1) * 127.5).round().tolist() == [0, 1, 3, 3, 4]
     assert batch["broken"].tolist() == [-1, -1, 2, -1, -1]
     with pytest.warns(UserWarning, match=r"row 2 of .* is broken and skipped \(1 so far\)"):
-        data.on_after_batch_transfer(dict(batch), 0)
+        data.on_before_batch_transfer(dict(batch), 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data.on_after_batch_transfer(dict(batch), 0)  # each row is told of once
+        data.on_before_batch_transfer(dict(batch), 0)  # each row is told of once
 
 
 @pytest.mark.parametrize("cache_mb", [0, 1024])

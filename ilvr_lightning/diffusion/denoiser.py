@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
@@ -88,14 +87,5 @@ def clip_prediction(prediction: Prediction, x: Tensor, t: int, schedule: NoiseSc
 
 
 def adjacent_log_variances(schedule: NoiseSchedule, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the smallest and largest variance of t -> t-1: the posterior's and beta's (Ho et al. 2020, section 3.2).
-
-    At t=1 the posterior's variance is 0; that of t=2 stands in (Nichol and Dhariwal 2021).
-    """
-    a, betas = schedule.alphas_cumprod, schedule.betas
-    posterior = betas * (1 - a[:-1]) / (1 - a[1:])
-    posterior[0] = posterior[1] if len(posterior) > 1 else betas[0]
-    shape = (-1,) + (1,) * (like.ndim - 1)
-    index = t - 1
-    low, high = (torch.log(table).to(like.dtype).to(like.device)[index].reshape(shape) for table in (posterior, betas))
-    return low, high
+    """Log of the least and largest variance of t -> t-1: the posterior's and beta's (Ho et al. 2020, section 3.2)."""
+    return schedule.at("log_posterior_variance", t, like), schedule.at("log_beta", t, like)

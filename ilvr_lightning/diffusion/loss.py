@@ -53,20 +53,13 @@ def bound_term(schedule: NoiseSchedule, prediction: Prediction, x0: Tensor, x_t:
     """
     if prediction.log_variance is None:
         raise ValueError("the bound needs a prediction with a log_variance")
-    a, betas = schedule.alphas_cumprod, schedule.betas
-    shape = (-1,) + (1,) * (x0.ndim - 1)
-
-    def at_t(table: Tensor) -> Tensor:
-        return table.to(x0.dtype).to(x0.device)[t - 1].reshape(shape)
-
-    from_x0 = at_t(betas * a[:-1].sqrt() / (1 - a[1:]))
-    from_xt = at_t((1 - betas).sqrt() * (1 - a[:-1]) / (1 - a[1:]))
+    from_x0, from_xt = schedule.at("posterior_x0", t, x0), schedule.at("posterior_xt", t, x0)
     true_mean = from_x0 * x0 + from_xt * x_t
     mean = from_x0 * prediction.x0 + from_xt * x_t
     true_log_variance, _ = adjacent_log_variances(schedule, t, x0)
     kl = normal_kl(true_mean, true_log_variance, mean, prediction.log_variance)
     nll = -discretized_log_likelihood(x0, mean, 0.5 * prediction.log_variance)
-    term = torch.where((t == 1).reshape(shape), nll, kl)
+    term = torch.where((t == 1).reshape((-1,) + (1,) * (x0.ndim - 1)), nll, kl)
     return term.mean((1, 2, 3)) / math.log(2)
 
 

@@ -4,13 +4,21 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Spacing = Literal["uniform", "quadratic", "logsnr"]
 SamplerName = Literal["ddpm", "ddim"]
 Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
 Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "sampler": get_args(SamplerName),
+    "spacing": get_args(Spacing),
+    "variance": get_args(Variance),
+    "kernel": get_args(Kernel),
+    "reference_noise": get_args(ReferenceNoise),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +58,16 @@ class SamplingPlan:
     """The evaluated timesteps, descending from at most T; overrides num_steps and spacing."""
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"sampling.{name} must be one of {', '.join(choices)}: got {getattr(self, name)!r}")
         if self.num_steps < 1:
             raise ValueError(f"sampling.num_steps must be at least 1: got {self.num_steps}")
         if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
             raise ValueError(f"sampling.eta must be between 0 and 1: got {self.eta}")
+        for name in ("factor", "condition_to", "condition_from"):
+            if getattr(self, name) == ():
+                raise ValueError(f"sampling.{name} is an empty list; give one number, or one an image")
         for factor in as_tuple(self.factor):
             if factor < 1:
                 raise ValueError(f"sampling.factor must be at least 1: got {factor}")

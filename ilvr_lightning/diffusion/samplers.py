@@ -87,7 +87,7 @@ def ddim(run: Run, x: Tensor) -> Iterator[SamplerState]:
     for t, s, a_t, a_s in run.steps():
         p = run.predict(x, t)
         sigma = run.plan.eta * math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
-        x = math.sqrt(a_s) * p.x0 + math.sqrt(1 - a_s - sigma**2) * p.eps
+        x = math.sqrt(a_s) * p.x0 + math.sqrt(max(0.0, 1 - a_s - sigma**2)) * p.eps
         if sigma > 0:
             x = x + sigma * run.noise.draw("sampler", x)
         x = run.conditioning.refine_sample(x, s)

@@ -1,7 +1,7 @@
 """The forward process q(x_t | x_0) and the spacings of the timesteps that a sampler visits."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,19 @@ class NoiseSchedule:
         """(T+1,) with alphas_cumprod[0] = 1."""
         self.log_snr_half = 0.5 * (torch.log(self.alphas_cumprod) - torch.log1p(-self.alphas_cumprod))
         """(T+1,) lambda_t = log(sqrt(alphas_cumprod) / sqrt(1 - alphas_cumprod)), infinite at t=0."""
-        self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        a, before = self.alphas_cumprod[1:], self.alphas_cumprod[:-1]
+        variance = betas * (1 - before) / (1 - a)
+        # At t=1 the posterior's variance is 0; that of t=2 stands in (Nichol and Dhariwal 2021).
+        variance[0] = variance[1] if len(betas) > 1 else betas[0]
+        self._tables = {
+            "signal": self.alphas_cumprod.sqrt(),
+            "noise": (1 - self.alphas_cumprod).sqrt(),
+            "log_beta": _from_one(betas.log()),
+            "log_posterior_variance": _from_one(variance.log()),
+            "posterior_x0": _from_one(betas * before.sqrt() / (1 - a)),
+            "posterior_xt": _from_one((1 - betas).sqrt() * (1 - before) / (1 - a)),
+        }
+        self._moved: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
     def linear(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
@@ -51,21 +63,25 @@ class NoiseSchedule:
         """T."""
         return len(self.betas)
 
-    def signal_and_noise(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), shaped to multiply images.
+    def at(self, table: str, t: Tensor | int, like: Tensor) -> Tensor:
+        """A table's entries, shaped to multiply images; moved to a device once, so that no step waits for it.
 
         Args:
-            t: (B,) timesteps in [0, T], or one for all.
+            table: "signal" sqrt(alphas_cumprod) and "noise" sqrt(1 - alphas_cumprod), from t=0; of the step t -> t-1,
+                from t=1: "log_beta", "log_posterior_variance", and the posterior mean's coefficients "posterior_x0"
+                and "posterior_xt" (Ho et al. 2020, equation 7).
+            t: (B,) timesteps, or one for all.
             like: (B, C, H, W) gives device and dtype.
         """
-        key = (like.device, like.dtype)
+        key = (table, like.device, like.dtype)
         if key not in self._moved:
-            a = self.alphas_cumprod
-            self._moved[key] = (a.sqrt().to(like.dtype).to(like.device), (1 - a).sqrt().to(like.dtype).to(like.device))
-        index = torch.as_tensor(t, device=like.device).reshape(-1)
-        signal, noise = self._moved[key]
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        return signal[index].reshape(shape), noise[index].reshape(shape)
+            self._moved[key] = self._tables[table].to(like.dtype).to(like.device)
+        entries = self._moved[key][t]
+        return entries.reshape((-1,) + (1,) * (like.ndim - 1))
+
+    def signal_and_noise(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), shaped to multiply images."""
+        return self.at("signal", t, like), self.at("noise", t, like)
 
     def q_sample(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         """Draw x_t ~ q(x_t | x_0) (Ho et al. 2020, equation 4).
@@ -77,6 +93,18 @@ class NoiseSchedule:
         """
         signal, sigma = self.signal_and_noise(t, x0)
         return signal * x0 + sigma * noise
+
+
+def make_schedule(name: str, num_timesteps: int, betas: Sequence[float] | None = None) -> NoiseSchedule:
+    """The schedule "linear" or "cosine" of T steps, or that of explicit betas."""
+    if betas is not None:
+        return NoiseSchedule(torch.tensor(betas, dtype=torch.float64))
+    return {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}[name](num_timesteps)
+
+
+def _from_one(values: Tensor) -> Tensor:
+    """Values for t=1..T as a table that is indexed by t."""
+    return torch.cat([torch.full((1,), float("nan"), dtype=torch.float64), values])
 
 
 def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform") -> list[int]:

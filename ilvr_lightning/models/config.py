@@ -61,6 +61,16 @@ class UNetConfig:
                 f"give {_nearest(height, multiple)}x{_nearest(width, multiple)} or fewer levels"
             )
 
+    def check_attention(self, height: int) -> None:
+        """Raise a ValueError unless every resolution with attention is the height of a level."""
+        heights = [height // self.patch_size // 2**level for level in range(len(self.channel_mult))]
+        for resolution in self.attention_resolutions:
+            if resolution not in heights:
+                raise ValueError(
+                    f"model.attention_resolutions must be heights of the levels, {', '.join(map(str, heights))}: "
+                    f"got {resolution}"
+                )
+
 
 def _nearest(side: int, multiple: int) -> int:
     return max(multiple, round(side / multiple) * multiple)

@@ -142,7 +142,7 @@ class UNet(nn.Module):
         num_heads = config.num_heads
         if config.num_head_channels != -1:
             # A level narrower than one head has a single one.
-            num_heads = max(1, channels // config.num_head_channels)
+            num_heads = -(-channels // config.num_head_channels)
         if channels % num_heads:
             raise ValueError(
                 f"model.num_head_channels or model.num_heads must divide a level's {channels} channels: "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.diffusion.denoiser import Denoiser
+from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
 
@@ -40,9 +41,12 @@ def load_denoiser(path: str | Path, weights: Weights = "ema") -> LoadedDenoiser:
         raise UserError(f"{path} holds no raw weights; give --weights ema")
     network = UNet(config.model, config.data.size, config.data.channels)
     load_strictly(network, without_prefix(checkpoint[key], "network."), path)
-    from ilvr_lightning.module import make_schedule
-
-    denoiser = LoadedDenoiser(network.float().eval(), make_schedule(config.diffusion), config.diffusion.prediction)
+    diffusion = config.diffusion
+    denoiser = LoadedDenoiser(
+        network.float().eval(),
+        make_schedule(diffusion.schedule, diffusion.num_timesteps, diffusion.betas),
+        config.diffusion.prediction,
+    )
     denoiser.image_shape = (config.data.channels, *config.data.size)
     return denoiser
 
@@ -75,10 +79,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint, or a damaged one ({first[:120] or type(error).__name__})") from None
     if (
         not isinstance(content, dict)
-        or "config" not in content.get("hyper_parameters", {})
+        or not isinstance(content.get("hyper_parameters"), dict)
+        or not isinstance(content["hyper_parameters"].get("config"), dict)
         or "state_dict" not in content
     ):
         raise UserError(f"{path} is no checkpoint of this project: give a last.ckpt or best.ckpt that train.py wrote")
+    for key in ("state_dict", "current_model_state"):
+        weights = content.get(key, {})
+        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+            raise UserError(f"{path} is a damaged checkpoint: {key} holds something else than weights")
     return content
 
 
@@ -103,4 +112,9 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], path: str | Path
     ]
     if faults:
         raise UserError(f"{path} does not fit the network ({len(faults)} faults): {'; '.join(faults[:5])}")
+    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise UserError(
+            f"{path} holds weights that are not finite ({len(broken)} tensors, {broken[0]} first); give an earlier one"
+        )
     network.load_state_dict(state)
