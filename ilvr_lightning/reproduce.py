@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.pretrained.load import load_denoiser
@@ -43,7 +44,7 @@ def reproduce(args: argparse.Namespace) -> int:
         raise UserError(f"--out: {target} is there already; give another folder, or --overwrite")
 
     plan = plan_of(recipe)
-    fitting_shape(loaded, shape[1:], [recipe.plan["factor"]] if reference else [], plan)
+    fitting_shape(loaded, shape[1:], as_tuple(plan.factor) if reference else [], plan)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = torch.device(recipe.device if there[recipe.device] else "cpu")
     module = ILVRSampler(loaded, shape, plan, recipe.precision == "bf16").to(device)

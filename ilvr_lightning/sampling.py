@@ -200,6 +200,8 @@ def plan_of(recipe: Recipe) -> SamplingPlan:
     """The plan that a recipe holds."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.plan.items()}
     try:
+        if set(values) != {f.name for f in fields(SamplingPlan)}:
+            raise ValueError(f"it sets {', '.join(values) or 'nothing'}")
         plan = SamplingPlan(**values)
         for f in fields(SamplingPlan):
             hint = typing.get_type_hints(SamplingPlan)[f.name]

@@ -109,3 +109,13 @@ def test_two_processes_sample_the_same_pictures(alone: Path, images: Path, tmp_p
             one, two = (np.asarray(Image.open(tmp_path / d / name)).astype(int) for d in "12")
             assert np.abs(one - two).max() <= 1, name
     assert [(tmp_path / d / "manifest.jsonl").read_text().count("\n") for d in "12"] == [6, 6]
+
+
+def test_fewer_pictures_than_processes(alone: Path, images: Path, tmp_path: Path) -> None:
+    """The process that has nothing to do must not leave the other waiting."""
+    ended = start(
+        "sample.py", "--ref", sorted(images.glob("*.png"))[0], "--ckpt", alone / "checkpoints" / "last.ckpt", "--steps",
+        4, "--factor", 2, "--num-samples", 1, "--device", "cpu", "--devices", 2, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2

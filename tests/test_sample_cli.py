@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import sample
 from ilvr_lightning.images import find_images, read_references
@@ -428,3 +429,60 @@ def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_find_images_is_what_ref_uses(references: Path) -> None:
     assert len(find_images([str(references)])) == 3
+
+
+# Interrupted, overwritten, hostile
+
+
+def test_missing_and_truncated_files_are_made_again(run: Sample, references: Path) -> None:
+    command = ["--ref", references / "a.png", references / "b.png", "--factor", 2, "--num-samples", 1]
+    out = run(*command)
+    whole = {name: (out / name).read_bytes() for name in names(out)}
+    (out / "a_grid.png").unlink()
+    (out / "b_N2_0.png").write_bytes(whole["b_N2_0.png"][:-40])
+    lines = (out / "manifest.jsonl").read_text().splitlines()
+    (out / "manifest.jsonl").write_text(lines[0][:50])
+    run(*command)
+    assert names(out) == sorted(whole)
+    assert all(difference(out / name, run(*command, out="again") / name) <= 1 for name in whole)
+    assert [line["file"] for line in manifest(out)] == ["a_N2_0.png", "b_N2_0.png"]
+
+
+def test_overwriting_leaves_one_file_and_one_line(run: Sample, references: Path) -> None:
+    command = ["--ref", references / "a.png", "--factor", 2, "--num-samples", 1, "--overwrite"]
+    out = run(*command)
+    run(*command, "--seed", 1)
+    assert names(out) == ["a_N2_0.png", "a_grid.png"]
+    assert [line["seed"] for line in manifest(out)] == [1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 10**9},
+        {"threads": -1},
+        {"weights": "foo"},
+        {"device": "cuda:/etc"},
+        {"checkpoint_sha256": "../../secret"},
+        {"seed": "0"},
+        {"plan": {}},
+        {"plan": {"factor": 3}},
+        {"plan": {"factor": 2, "sampler": "foo"}},
+        {"plan": {"factor": 2, "num_steps": 2.0}},
+    ],
+)
+def test_hostile_recipes_are_refused(
+    change: dict[str, Any], run: Sample, references: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run("--ref", references / "a.png", "--factor", 2, "--num-samples", 1)
+    with Image.open(out / "a_N2_0.png") as image:
+        recipe = json.loads(image.info["ilvr_lightning"])
+        info = PngInfo()
+        info.add_text("ilvr_lightning", json.dumps(recipe | change))
+        image.save(out / "hostile.png", pnginfo=info)
+    capsys.readouterr()
+    command = ["--reproduce", out / "hostile.png", "--ckpt", checkpoint, "--out", out / "new"]
+    assert sample.main(list(map(str, command))) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "recipe" in error or "--factor must divide" in error

@@ -57,6 +57,13 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("trainer.max_epochs=many", "max_epochs"),
         ("lr", "neither a recipe (CONFIG.yaml) nor key=value"),
         ("run.name=${oc.env:HOME}", "run.name may refer to other keys alone"),
+        ("run.name=../escape", "run.name must be one plain folder name: got '../escape'"),
+        ("trainer.default_root_dir=null", "trainer.default_root_dir must be a folder's name"),
+        ("seed=99999999999", "seed must be from 0 to 4294967295: got 99999999999"),
+        ("data.image_size=1000000", "data.image_size must be one whole number from 1 to 8192"),
+        ("model.attention_resolutions=[3]", "model.attention_resolutions must be heights of the levels, 8: got 3"),
+        ("optim.betas=[0.9]", "optim.betas: TupleConfig length 1"),
+        ("trainer.val_check_interval=1000", "the Trainer refuses its settings (trainer.*)"),
     ],
 )  # fmt: skip
 def test_bad_setting(
