@@ -24,10 +24,11 @@ def main(argv: Sequence[str]) -> int:
 
 def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     """Load -> jobs -> Trainer.predict -> PNGs and grids."""
-    from ilvr_lightning.callbacks import ILVRGrid
+    from ilvr_lightning.grid import ILVRGrid
+    from ilvr_lightning.jobs import SampleJobs, make_jobs
     from ilvr_lightning.pretrained.load import load_denoiser
     from ilvr_lightning.runs import make_writable
-    from ilvr_lightning.sampling import ILVRSampler, SampleJobs, SampleWriter, file_sha256, make_jobs, write_references
+    from ilvr_lightning.sampling import ILVRSampler, SampleWriter, file_sha256, write_references
     from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape, make_trainer, use_bf16
 
     folder = Path(args.out)

@@ -37,8 +37,9 @@ def train(config: Config, name: str) -> None:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from ilvr_lightning.callbacks import EMA, Checkpoints, ILVRGrid, TrainingLog
+    from ilvr_lightning.callbacks import EMA, Checkpoints, TrainingLog
     from ilvr_lightning.data import HFImageDataModule
+    from ilvr_lightning.grid import ILVRGrid
     from ilvr_lightning.module import DDPM
     from ilvr_lightning.pretrained.load import initialise, read_checkpoint
     from ilvr_lightning.runs import RUN_NAME, make_writable, resume_checkpoint, run_folder

@@ -22,8 +22,9 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from ilvr_lightning.diffusion.low_pass import LowPassFilter
+    from ilvr_lightning.jobs import make_jobs
     from ilvr_lightning.pretrained.load import load_denoiser
-    from ilvr_lightning.sampling import ILVRSampler, make_jobs
+    from ilvr_lightning.sampling import ILVRSampler
     from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape
 
     loaded = load_denoiser(find_checkpoint(args.ckpt), args.weights)

@@ -11,10 +11,11 @@ import torch
 from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
+from ilvr_lightning.jobs import Job, plan_of, write_whole
 from ilvr_lightning.pretrained.load import load_denoiser
 from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
 from ilvr_lightning.runs import make_writable
-from ilvr_lightning.sampling import ILVRSampler, Job, file_sha256, plan_of, write_whole
+from ilvr_lightning.sampling import ILVRSampler, file_sha256
 from ilvr_lightning.session import find_references, fitting_shape
 
 

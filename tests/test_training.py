@@ -16,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import train
-from ilvr_lightning.callbacks import EMA, ILVRGrid, TrainingLog
+from ilvr_lightning.callbacks import EMA, TrainingLog
 from ilvr_lightning.config import OptimConfig
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
+from ilvr_lightning.grid import ILVRGrid
 from ilvr_lightning.module import DDPM, lr_factor
 from ilvr_lightning.pretrained.load import load_denoiser
 

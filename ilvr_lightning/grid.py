@@ -1,0 +1,210 @@
+"""ILVRGrid, the one maker of grids, in training and for sample.py."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from ilvr_lightning.callbacks import EMA, step_done
+from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.diffusion.low_pass import LowPassFilter
+from ilvr_lightning.diffusion.noise import image_seed
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.images import Column, Pixels, Reference, draw_grid, from_tensor
+
+
+class ILVRGrid(Callback):
+    """The one maker of grids: reference, its low-pass image, samples a factor, unconditional samples.
+
+    Works on any LightningModule that offers a `denoiser` and a `schedule`. In fitting it samples with the average of
+    the weights, with the same noise each time, the work shared over the ranks; in predicting it lays out what a data
+    module with `grids()` says was made.
+
+    Args:
+        references: fitted pictures; empty in predicting.
+        plan: how to sample.
+        factors: a group of columns each.
+        samples: of each reference and factor.
+        folder: where the PNGs go.
+        seed: of the noise.
+        every_n_epochs: 0 draws none at epochs.
+        every_n_steps: 0 draws none at steps.
+        batch_size: the global batch of training, which says how many pictures fit at once.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[Reference] = (),
+        plan: SamplingPlan | None = None,
+        *,
+        factors: Sequence[int] = (),
+        samples: int = 2,
+        folder: Path | None = None,
+        seed: int = 0,
+        every_n_epochs: int = 1,
+        every_n_steps: int = 0,
+        batch_size: int = 32,
+    ) -> None:
+        self.references = list(references)
+        self.plan = plan or SamplingPlan.preset("draft")
+        self.factors = list(factors)
+        self.samples = samples
+        self.folder = folder
+        self.seed = seed
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.batch_size = batch_size
+        self._drawn_step = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        n = self.every_n_steps
+        if n and trainer.global_step % n == 0 and step_done(trainer, batch_idx):
+            self._draw(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        grids = list(trainer.datamodule.grids())  # type: ignore[attr-defined]
+        for grid in grids[trainer.global_rank :: trainer.world_size]:
+            grid.draw()
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+        if not self.references or trainer.global_step == self._drawn_step:
+            return
+        self._drawn_step = trainer.global_step
+        training = pl_module.training
+        pl_module.eval()
+        try:
+            with ema.averaged(pl_module) if ema else _nothing():
+                tiles = self._sample(trainer, pl_module)
+        finally:
+            pl_module.train(training)
+        if trainer.is_global_zero:
+            self._write(trainer, tiles, "EMA" if ema else "raw weights")
+
+    def _jobs(self) -> list[tuple[int, int | None, int]]:
+        """(reference, factor or None for unconditional, sample), in the order of the grid."""
+        jobs: list[tuple[int, int | None, int]] = []
+        for row in range(len(self.references)):
+            for factor in (*self.factors, None):
+                jobs += [(row, factor, sample) for sample in range(self.samples)]
+        return jobs
+
+    def _sample(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[tuple[int, int | None, int], Pixels]:
+        jobs = self._jobs()
+        mine = jobs[trainer.global_rank :: trainer.world_size]
+        shape = tuple(self.references[0].tensor.shape)
+        count = -(-len(jobs) // trainer.world_size)
+        pixels = torch.zeros((count, *shape), dtype=torch.uint8, device=pl_module.device)
+        # Without gradients several times a rank's share of a training batch fits, and no more than that is known to.
+        at_once = min(32, max(1, 4 * self.batch_size // trainer.world_size // trainer.accumulate_grad_batches))
+        done = 0
+        for conditioned in (True, False):
+            group = [job for job in mine if (job[1] is not None) == conditioned]
+            for start in range(0, len(group), at_once):
+                images = self._generate(pl_module, group[start : start + at_once], shape)
+                pixels[done : done + len(images)] = torch.from_numpy(np.moveaxis(from_tensor(images), -1, -3)).to(
+                    pixels
+                )
+                done += len(images)
+        gathered = pixels
+        if trainer.world_size > 1:
+            stacked = pl_module.all_gather(pixels)
+            assert isinstance(stacked, Tensor)
+            gathered = stacked.flatten(0, 1)
+        tiles: dict[tuple[int, int | None, int], Pixels] = {}
+        for rank in range(trainer.world_size):
+            theirs = jobs[rank :: trainer.world_size]
+            ordered = [j for j in theirs if j[1] is not None] + [j for j in theirs if j[1] is None]
+            for place, job in enumerate(ordered):
+                tiles[job] = np.moveaxis(gathered[rank * count + place].cpu().numpy(), 0, -1)
+        return tiles
+
+    def _generate(
+        self, pl_module: pl.LightningModule, jobs: list[tuple[int, int | None, int]], shape: tuple[int, ...]
+    ) -> Tensor:
+        from dataclasses import replace
+
+        factors = tuple(f for _, f, _ in jobs if f is not None)
+        reference = torch.stack([self.references[row].tensor for row, *_ in jobs]) if factors else None
+        seeds = [
+            image_seed(self.seed, self.references[row].sha256, k)
+            if factor is not None
+            else image_seed(self.seed, None, row * self.samples + k)
+            for row, factor, k in jobs
+        ]
+        return generate(
+            pl_module.denoiser,  # type: ignore[arg-type]
+            pl_module.schedule,  # type: ignore[arg-type]
+            replace(self.plan, factor=factors) if factors else self.plan,
+            seeds=seeds,
+            shape=(shape[0], shape[1], shape[2]),
+            reference=reference,
+            device=pl_module.device,
+        )
+
+    def _write(self, trainer: pl.Trainer, tiles: dict[tuple[int, int | None, int], Pixels], weights: str) -> None:
+        rows, ks = range(len(self.references)), range(self.samples)
+        columns = reference_columns(
+            self.references, self.factors, self.plan, lambda row, factor: [tiles[row, factor, k] for k in ks]
+        )
+        unconditional = [[tiles[r, None, k] for k in ks] for r in rows]
+        columns.append(Column(label="unconditional", rows=unconditional))
+        title = f"step {trainer.global_step}, {weights}, {self.plan.sampler} {self.plan.num_steps} steps"
+        sheet = draw_grid(columns, title)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sheet.save(self.folder / f"step_{trainer.global_step:07d}.png")
+        if isinstance(trainer.logger, TensorBoardLogger):
+            writer = trainer.logger.experiment
+            writer.add_image("ilvr/grid", np.asarray(sheet), trainer.global_step, dataformats="HWC")
+            free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]
+            writer.add_image("samples/unconditional", make_grid(free, nrow=8), trainer.global_step)
+            writer.flush()
+
+
+def reference_columns(
+    references: Sequence[Reference],
+    factors: Sequence[int],
+    plan: SamplingPlan,
+    tiles: Callable[[int, int], list[Pixels]],
+) -> list[Column]:
+    """A row a reference: itself, then for each factor its low-pass image and its samples.
+
+    Args:
+        references: the rows.
+        factors: the groups of columns.
+        plan: gives the filter.
+        tiles: the samples of (row, factor).
+    """
+    columns = [Column(label="reference", rows=[[r.pixels] for r in references])]
+    for factor in factors:
+        low = low_pass_pixels(references, factor, plan)
+        rows = [[low[row], *tiles(row, factor)] for row in range(len(references))]
+        columns.append(Column(label=f"N={factor}: low-pass, samples", rows=rows))
+    return columns
+
+
+def low_pass_pixels(references: Sequence[Reference], factor: int, plan: SamplingPlan) -> list[Pixels]:
+    """phi_N of each reference, as pictures."""
+    y = torch.stack([r.tensor for r in references])
+    low_pass = LowPassFilter((y.shape[-2], y.shape[-1]), factor, plan.kernel, plan.orthogonal)
+    return list(from_tensor(low_pass(y)))
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
