@@ -3,10 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ilvr_lightning.arguments import parse
-from ilvr_lightning.cli import command
+from ilvr_lightning.cli import announce, command
 from ilvr_lightning.diffusion.plan import SamplingPlan
 
 
@@ -33,7 +34,9 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
 
     folder = Path(args.out)
     checkpoint = find_checkpoint(args.ckpt)
-    loaded = load_denoiser(checkpoint, args.weights)
+    loaded = load_denoiser(checkpoint, args.weights, dict(args.overrides) or None, say=announce)
+    if args.clip is None:
+        plan = replace(plan, clip=loaded.clip)
     shape = fitting_shape(loaded, args.image_size, args.factor if args.ref else [], plan)
     references = find_references(args.ref, shape, args.fit)
     make_writable(folder, "--out")
@@ -46,7 +49,8 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
             plan.resolved(loaded.schedule.num_timesteps),
             seed=args.seed,
             weights=args.weights,
-            checkpoint_sha256=file_sha256(checkpoint),
+            checkpoint_sha256=file_sha256(loaded.file),
+            overrides=dict(args.overrides),
             folder=folder,
             overwrite=args.overwrite,
         ),
@@ -58,8 +62,11 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, trainer.strategy.root_device))
     if trainer.is_global_zero:
         done = len(jobs.jobs) - len(jobs.todo)
-        print(f"checkpoint   {checkpoint} ({args.weights} weights)")
-        print(f"samples      {len(jobs.todo)} to make" + (f", {done} already there" if done else ""), flush=True)
+        print(
+            f"samples      {len(jobs.todo)} to make, {args.weights} weights"
+            + (f", {done} already there" if done else ""),
+            flush=True,
+        )
     trainer.predict(module, datamodule=jobs, return_predictions=False)
     if trainer.is_global_zero:
         *_, last = jobs.grids()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ilvr_lightning.cli import command
+from ilvr_lightning.cli import announce, command
 from ilvr_lightning.config import Config
 from ilvr_lightning.configure import describe, load_config, to_yaml
 
@@ -41,22 +41,25 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.data import HFImageDataModule
     from ilvr_lightning.grid import ILVRGrid
     from ilvr_lightning.module import DDPM
-    from ilvr_lightning.pretrained.load import initialise, read_checkpoint
+    from ilvr_lightning.pretrained.initialise import initialise
+    from ilvr_lightning.pretrained.load import check_resumable
     from ilvr_lightning.runs import RUN_NAME, make_writable, resume_checkpoint, run_folder
     from ilvr_lightning.session import blamed_on_settings, quiet, trainer_from
 
     quiet()
     resume = resume_checkpoint(config, name)
     if resume is not None:
-        read_checkpoint(resume)
+        check_resumable(resume)
     folder = run_folder(config, name, resume)
     make_writable(folder / "checkpoints", "trainer.default_root_dir")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = HFImageDataModule(config.data, config.seed)
     data.setup()
     module = DDPM(config)
-    if (source := resume or config.init_from) is not None:
-        initialise(module.network, source)  # for a resumed run, a check that its network is this one
+    if resume is not None:
+        initialise(module.network, resume, say=lambda line: None)  # a check that its network is this one
+    elif config.init_from is not None:
+        initialise(module.network, config.init_from, config.diffusion, config.init_remake_head, announce)
     grid = config.grid
     trainer = trainer_from(
         config.trainer,

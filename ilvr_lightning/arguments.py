@@ -73,9 +73,9 @@ def make_plan(args: argparse.Namespace) -> SamplingPlan:
     """The preset with what the flags change; several factors become one plan a factor later."""
     changes = {f.name: value for f in _plain_fields() if (value := getattr(args, f.name)) is not None}
     sampler = changes.get("sampler", "ddpm")
-    for flag, owner in (("eta", "ddim"), ("variance", "ddpm")):
-        if flag in changes and sampler != owner:
-            raise UserError(f"--{flag} is of --sampler {owner}; with {sampler} it does nothing")
+    for flag, owners in (("eta", ("ddim", "dpmpp_2m")), ("variance", ("ddpm",))):
+        if flag in changes and sampler not in owners:
+            raise UserError(f"--{flag} is of --sampler {' or '.join(owners)}; with {sampler} it does nothing")
     if args.range is not None:
         changes["condition_from"], changes["condition_to"] = args.range
     try:
@@ -98,11 +98,14 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--ref", nargs="+", default=[], metavar="PATH",
         help="reference pictures: files, folders, globs, or DATASET:SPLIT or DATASET:SPLIT[A:B]")  # fmt: skip
-    add("--ckpt", metavar="PATH", help="checkpoint; the newest run's last one unless given")
+    add("--ckpt", metavar="PATH",
+        help="checkpoint, foreign ones too; the newest run's last one unless given")  # fmt: skip
     add("--out", default="samples", metavar="DIR", help="folder for the pictures (%(default)s)")
     add("--num-samples", type=int, default=4, metavar="N", help="pictures a reference and factor (%(default)s)")
     add("--unconditional", action="store_true", help="follow no reference")
     add("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add("--overrides", type=override, nargs="+", default=[], metavar="KEY=VALUE",
+        help="what a foreign checkpoint cannot tell, under ADM's flag names, as num_heads=4")  # fmt: skip
     add("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     add("--fit", choices=("crop", "pad"), default="crop", help="how references of another shape fit (%(default)s)")
     add("--image-size", type=_size, metavar="S|HxW", help="pixels, where the network allows another size")
@@ -139,8 +142,8 @@ def _kind(hint: Any) -> dict[str, Any]:
         return {"choices": typing.get_args(hint)}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if hint in (int, float):
-        return {"type": hint, "metavar": "N" if hint is int else "X"}
+    if hint in (int, float, int | None):
+        return {"type": float if hint is float else int, "metavar": "X" if hint is float else "N"}
     return {"type": int, "nargs": "+", "metavar": "T", "action": _Tuple}
 
 
@@ -154,6 +157,19 @@ def _range(text: str) -> tuple[int, int]:
     if not (colon and first.isdigit() and last.isdigit()):
         raise argparse.ArgumentTypeError(f"got {text!r}; give two timesteps A:B, as in 1000:250")
     return int(first), int(last)
+
+
+def override(text: str) -> tuple[str, int | bool | str]:
+    """KEY=VALUE with a whole number, true, false or a word for its value."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give KEY=VALUE, as in num_heads=4")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    try:
+        return key, int(value)
+    except ValueError:
+        return key, value
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from ilvr_lightning.errors import UserError
 
@@ -49,10 +50,14 @@ def command(main: Main) -> Main:
 
 
 def _fail(message: str, status: int) -> int:
-    # Lightning starts the script again for each process: the first one speaks for all.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{_program()}: {' '.join(message.split())}", file=sys.stderr)
+    announce(f"{_program()}: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def announce(line: str, file: TextIO | None = None) -> None:
+    """Print a line once: Lightning starts the script again for each process, and the first one speaks for all."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=file, flush=True)
 
 
 def _program() -> str:

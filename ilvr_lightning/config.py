@@ -289,7 +289,9 @@ class Config:
     resume: str | None = None
     """Checkpoint to go on from, or auto: this recipe's newest."""
     init_from: str | None = None
-    """Checkpoint to fine-tune from: its weights alone."""
+    """Checkpoint to fine-tune from, whoever wrote it: its weights alone."""
+    init_remake_head: bool = False
+    """Where learn_sigma differs from that checkpoint's, keep its output layer's part for the mean."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)

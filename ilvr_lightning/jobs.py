@@ -28,7 +28,6 @@ from ilvr_lightning.images import (
 )
 from ilvr_lightning.recipe import Recipe, read_recipe, read_text
 
-LONG_RUN_SECONDS = 60
 MAX_ROWS = 24
 """More references than these are not drawn in one grid."""
 GRID_KEY = "ilvr_lightning_grid"
@@ -146,6 +145,7 @@ def make_jobs(
     seed: int,
     weights: str,
     checkpoint_sha256: str,
+    overrides: dict[str, Any] | None = None,
     folder: Path,
     overwrite: bool = False,
 ) -> list[Job]:
@@ -166,6 +166,7 @@ def make_jobs(
                     sample=sample,
                     weights=weights,
                     checkpoint_sha256=checkpoint_sha256,
+                    overrides=overrides or {},
                     reference=reference.name if reference else None,
                     reference_sha256=reference.sha256 if reference else None,
                 )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Recipe:
     checkpoint_sha256: str
     reference: str | None
     reference_sha256: str | None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """What was said of the checkpoint that it cannot tell."""
     batch_size: int = 1
     threads: int = 0
     precision: str = "32"
@@ -73,6 +75,7 @@ def _is_sound(recipe: Recipe) -> bool:
     hashes = (recipe.checkpoint_sha256, recipe.reference_sha256)
     return (
         isinstance(recipe.plan, dict)
+        and isinstance(recipe.overrides, dict)
         and all(type(n) is int and n >= 0 for n in numbers)
         and 1 <= recipe.batch_size <= 4096
         and recipe.threads <= 1024

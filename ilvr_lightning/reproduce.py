@@ -12,7 +12,7 @@ from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.jobs import Job, plan_of, write_whole
-from ilvr_lightning.pretrained.load import load_denoiser
+from ilvr_lightning.pretrained.load import load_denoiser, recognise
 from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
 from ilvr_lightning.runs import make_writable
 from ilvr_lightning.sampling import ILVRSampler, file_sha256
@@ -33,7 +33,7 @@ def reproduce(args: argparse.Namespace) -> int:
         raise UserError(f"--reproduce: {source} holds no recipe of ours; give a PNG that sample.py wrote")
     old = to_pixels(read_image(source))
     checkpoint = _find_checkpoint(recipe, source, args.ckpt)
-    loaded = load_denoiser(checkpoint, "raw" if recipe.weights == "raw" else "ema")
+    loaded = load_denoiser(checkpoint, "raw" if recipe.weights == "raw" else "ema", recipe.overrides or None, say=None)
     channels = loaded.image_shape[0]
     shape = (channels, old.shape[0], old.shape[1])
     reference = _find_reference(recipe, source, args, shape)
@@ -68,8 +68,9 @@ def reproduce(args: argparse.Namespace) -> int:
 def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:
     def candidates() -> Iterator[Path]:
         if given is not None:
-            yield Path(given)
-        yield from source.parent.glob("*.ckpt")
+            yield recognise(Path(given), overrides=recipe.overrides or None).weights.path
+        for pattern in ("*.ckpt", "*.safetensors", "*.pt"):
+            yield from source.parent.glob(pattern)
         yield from Path("runs").rglob("*.ckpt")
 
     for path in candidates():

@@ -31,9 +31,6 @@ from ilvr_lightning.pretrained.load import LoadedDenoiser
 from ilvr_lightning.recipe import read_recipe, recipe_info
 
 LONG_RUN_SECONDS = 60
-MAX_ROWS = 24
-"""More references than these are not drawn in one grid."""
-GRID_KEY = "ilvr_lightning_grid"
 
 
 class ILVRSampler(pl.LightningModule):

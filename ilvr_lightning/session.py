@@ -19,7 +19,6 @@ from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Fit, Reference, find_images, fitted, read_image, read_references
-from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 from ilvr_lightning.runs import newest_checkpoint
 from ilvr_lightning.sampling import check_names
@@ -56,15 +55,13 @@ def fitting_shape(
     channels, *trained = loaded.image_shape
     height, width = size or (trained[0], trained[1])
     try:
-        if isinstance(loaded.network, UNet):
-            loaded.network.config.check_size(height, width)
+        loaded.network.config.check_size(height, width)
         for factor in factors:
             check_factor(factor, (height, width))
         plan.resolved(loaded.schedule.num_timesteps)
     except ValueError as error:
         raise UserError(in_flags(str(error))) from None
-    learned = getattr(loaded.network, "out_channels", channels) == 2 * channels
-    if plan.variance == "learned" and not learned:
+    if plan.variance == "learned" and not loaded.network.config.learn_sigma:
         raise UserError("--variance learned needs a network that learned its variance; give small, large or auto")
     return channels, height, width
 

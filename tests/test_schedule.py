@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilvr_lightning.diffusion.schedule import SPACINGS, NoiseSchedule, spaced_timesteps
+from ilvr_lightning.diffusion.schedule import SPACINGS, NoiseSchedule, respaced_timesteps, spaced_timesteps
 from tests import golden
 
 LINEAR = NoiseSchedule.linear()
@@ -156,3 +156,35 @@ def test_spacings_are_distinct_and_descend(data: st.DataObject, T: int, cosine: 
     assert steps[0] <= T
     if spacing != "logsnr":
         assert steps[0] == T
+
+
+@pytest.mark.parametrize(
+    ("T", "respacing", "expected"),
+    [
+        (1000, "10", [1, 112, 223, 334, 445, 556, 667, 778, 889, 1000]),
+        (1000, "ddim7", [1, 144, 287, 430, 573, 716, 859]),
+        (1000, "1", [1]),
+        (10, "2,3", [1, 5, 6, 8, 10]),
+        (10, "1,1,2", [1, 5, 8, 10]),
+        (4000, "ddim4000", list(range(1, 4001))),
+    ],
+)
+def test_respacing_as_adm_writes_it(T: int, respacing: str, expected: list[int]) -> None:
+    assert list(respaced_timesteps(T, respacing)) == expected[::-1]
+
+
+def test_respacing_of_the_recorded_runs() -> None:
+    for name, respacing in (("ilvr/10_N4_range3", "10"), ("ilvr/ddim7_N8_range0", "ddim7")):
+        recorded = (golden.array(f"{name}/timesteps") + 1).sort(descending=True)[0].tolist()
+        assert list(respaced_timesteps(1000, respacing)) == recorded
+
+
+@pytest.mark.parametrize("num_steps", [2, 25, 50, 100, 250, 1000])
+def test_respacing_by_a_number_is_uniform_spacing(num_steps: int) -> None:
+    assert list(respaced_timesteps(1000, str(num_steps))) == spaced_timesteps(NoiseSchedule.linear(), num_steps)
+
+
+@pytest.mark.parametrize("respacing", ["", "ddim", "ddim501", "1001", "600,1", "5,0", "-3", "a", "ddim0", "10,,3"])
+def test_respacing_that_cannot_be(respacing: str) -> None:
+    with pytest.raises(ValueError, match="respacing"):
+        respaced_timesteps(1000, respacing)

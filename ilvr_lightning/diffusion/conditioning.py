@@ -1,5 +1,6 @@
 """What steers a sampler: nothing, or ILVR. A sampler calls two hooks and never knows which conditioning answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,15 +43,28 @@ class ILVR:
     low_pass: LowPassFilter
     """phi_N."""
     reference_noise: ReferenceNoise = "fresh"
-    """fresh: y_t is drawn anew at every step, at the level that the step goes to."""
+    """fresh: y_s is drawn anew at every step t -> s; fresh_released: y_t in its place, as the released code has it."""
     condition_from: int | tuple[int, ...] | None = None
     """a: the highest timestep that is refined; None means T. One, or one an image."""
     condition_to: int | tuple[int, ...] = 0
     """b: the lowest timestep that is refined."""
+    respaced_range_t: int | None = None
+    """The released code's range_t: only steps that more than so many follow are refined, so never the last."""
 
-    def start(self, schedule: NoiseSchedule, noise: NoiseSource) -> "ILVRRun":
-        """The conditioning of one run on this schedule, with its noise."""
-        return ILVRRun(self, schedule, noise)
+    def start(self, schedule: NoiseSchedule, noise: NoiseSource, timesteps: Sequence[int] = ()) -> "ILVRRun":
+        """The conditioning of one run on this schedule, with its noise.
+
+        Args:
+            schedule: the denoiser's.
+            noise: where the reference's noise comes from.
+            timesteps: those that the run evaluates; respaced_range_t counts them.
+
+        Raises:
+            ValueError: respaced_range_t is set and there is nothing to count.
+        """
+        if self.respaced_range_t is not None and not timesteps:
+            raise ValueError("sampling.respaced_range_t needs the run's timesteps: give them to ILVR.start")
+        return ILVRRun(self, schedule, noise, timesteps)
 
 
 @dataclass
@@ -60,9 +74,13 @@ class ILVRRun:
     settings: ILVR
     schedule: NoiseSchedule
     noise: NoiseSource
+    timesteps: Sequence[int]
+    _from: int = 0
+    """The level that the present step comes from."""
 
     def refine_prediction(self, prediction: Prediction, t: int) -> Prediction:
         """Fresh noise needs the second hook alone."""
+        self._from = t
         return prediction
 
     def refine_sample(self, x: Tensor, t: int) -> Tensor:
@@ -72,9 +90,14 @@ class ILVRRun:
             x: (B, C, H, W) the sampler's proposal, already at level t.
             t: training timestep in [0, T] that x is at.
         """
+        range_t = self.settings.respaced_range_t
+        if range_t is not None and sum(s < self._from for s in self.timesteps) <= range_t:
+            return x
         # Drawn at every step, so that an image's noise does not depend on the ranges of the others in its batch.
-        y = self.schedule.q_sample(self.settings.reference, t, self.noise.draw("reference", x)) if t else None
-        refined = x + self.settings.low_pass((self.settings.reference if y is None else y) - x)
+        y, level = self.settings.reference, t if self.settings.reference_noise == "fresh" else self._from
+        if level:
+            y = self.schedule.q_sample(y, level, self.noise.draw("reference", x))
+        refined = x + self.settings.low_pass(y - x)
         return self._where_conditioned(refined, x, t)
 
     def _where_conditioned(self, refined: Tensor, x: Tensor, t: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ilvr_lightning.diffusion.conditioning import ILVR, Conditioning, Unconditional
+from ilvr_lightning.diffusion.conditioning import ILVR, Unconditional
 from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_prediction
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
@@ -78,22 +78,22 @@ def generate_steps(
         prediction = denoise(x, torch.full((len(x),), t, device=x.device))
         return clip_prediction(prediction, x, t, schedule) if plan.clip else prediction
 
+    timesteps = list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing))
+    ilvr = _ilvr(plan, x_T, reference)
     run = Run(
         denoise=at_level,
         schedule=schedule,
-        conditioning=_conditioning(plan, schedule, noise, x_T, reference),
+        conditioning=ilvr.start(schedule, noise, timesteps) if ilvr else Unconditional(),
         noise=noise,
-        timesteps=list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing)),
+        timesteps=timesteps,
         plan=plan,
     )
     yield from SAMPLERS[plan.sampler](run, x_T)
 
 
-def _conditioning(
-    plan: SamplingPlan, schedule: NoiseSchedule, noise: NoiseSource, x_T: Tensor, reference: Tensor | None
-) -> Conditioning:
+def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None) -> ILVR | None:
     if reference is None:
-        return Unconditional()
+        return None
     if reference.ndim != 4 or len(reference) not in (1, len(x_T)) or reference.shape[1:] != x_T.shape[1:]:
         raise ValueError(
             f"the reference must have the shape {tuple(x_T.shape)}, or 1 in place of {len(x_T)}: "
@@ -110,4 +110,5 @@ def _conditioning(
         reference_noise=plan.reference_noise,
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,
-    ).start(schedule, noise)
+        respaced_range_t=plan.respaced_range_t,
+    )

@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 Spacing = Literal["uniform", "quadratic", "logsnr"]
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
 Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
 Variance = Literal["auto", "small", "large", "learned"]
-ReferenceNoise = Literal["fresh"]
+ReferenceNoise = Literal["fresh", "fresh_released"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": get_args(SamplerName),
@@ -30,13 +30,14 @@ class SamplingPlan:
     """
 
     sampler: SamplerName = "ddpm"
-    """ddpm: ancestral (Ho et al. 2020, algorithm 2); ddim: Song et al. 2021, equation 12."""
+    """ddpm: ancestral (Ho et al. 2020, algorithm 2); ddim: Song et al. 2021, equation 12; dpmpp_2m: DPM-Solver++(2M)
+    (Lu et al. 2022)."""
     num_steps: int = 50
     """Network evaluations."""
     spacing: Spacing = "uniform"
     """How the evaluated timesteps are spread over 1..T."""
     eta: float = 0.0
-    """Noise of ddim: 0 deterministic, 1 as much as ancestral sampling."""
+    """Noise of ddim and dpmpp_2m: 0 deterministic, 1 the full stochastic step."""
     variance: Variance = "auto"
     """Of ddpm. small: the posterior's; large: beta; learned: the network's; auto: learned where there is one."""
     clip: bool = True
@@ -48,12 +49,15 @@ class SamplingPlan:
     orthogonal: bool = False
     """Make the low-pass filter the orthogonal projection onto the same space."""
     reference_noise: ReferenceNoise = "fresh"
-    """How the reference is noised: fresh draws anew at every step (Choi et al. 2021, algorithm 1)."""
+    """How the reference is noised: fresh draws anew at every step, at the level that the step goes to (Choi et al.
+    2021, algorithm 1); fresh_released at the level that it comes from, as the paper's released code does."""
     condition_from: int | tuple[int, ...] | None = None
     """The paper's a: a step is conditioned when the timestep that it goes to is in [condition_to, condition_from];
     none means T."""
     condition_to: int | tuple[int, ...] = 0
     """The paper's b."""
+    respaced_range_t: int | None = None
+    """The released code's range_t: steps are counted from the last one, 0, and conditioned above this number alone."""
     timesteps: tuple[int, ...] | None = None
     """The evaluated timesteps, descending from at most T; overrides num_steps and spacing."""
 
@@ -71,6 +75,8 @@ class SamplingPlan:
         for factor in as_tuple(self.factor):
             if factor < 1:
                 raise ValueError(f"sampling.factor must be at least 1: got {factor}")
+        if self.respaced_range_t is not None and self.respaced_range_t < 0:
+            raise ValueError(f"sampling.respaced_range_t must be at least 0: got {self.respaced_range_t}")
         if self.timesteps is not None:
             steps = self.timesteps
             if not steps or steps[-1] < 1 or any(s >= t for t, s in pairwise(steps)):
@@ -101,7 +107,8 @@ class SamplingPlan:
         """A named plan, with changes.
 
         Args:
-            name: "paper" (every timestep, fresh noise, bicubic: Choi et al. 2021) or "draft" (few steps).
+            name: "paper" (every timestep, fresh noise, bicubic: Choi et al. 2021), "ilvr_adm" (what the paper's
+                released code computes, its faults included) or "draft" (few steps).
             **changes: fields to set otherwise.
 
         Raises:
@@ -138,6 +145,7 @@ EVERY_TIMESTEP = 1_000_000
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"num_steps": EVERY_TIMESTEP},
+    "ilvr_adm": {"num_steps": 100, "reference_noise": "fresh_released", "respaced_range_t": 0},
     "draft": {"num_steps": 50},
 }
 

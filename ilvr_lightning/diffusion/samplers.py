@@ -94,4 +94,31 @@ def ddim(run: Run, x: Tensor) -> Iterator[SamplerState]:
         yield SamplerState(x=x, x0=p.x0, t=s)
 
 
-SAMPLERS: dict[str, Callable[[Run, Tensor], Iterator[SamplerState]]] = {"ddpm": ddpm, "ddim": ddim}
+def dpmpp_2m(run: Run, x: Tensor) -> Iterator[SamplerState]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); with eta, towards SDE-DPM-Solver++ (eta=1).
+
+    Data prediction, in lambda = log(sqrt(a) / sqrt(1 - a)); of first order at the first step and at the last.
+    """
+    lam = run.schedule.log_snr_half.tolist()
+    eta, before, h_before = run.plan.eta, None, 0.0
+    for t, s, a_t, a_s in run.steps():
+        p = run.predict(x, t)
+        if s > 0:
+            h = lam[s] - lam[t]
+            D = p.x0 if before is None else p.x0 + h / (2 * h_before) * (p.x0 - before)
+            x = math.sqrt((1 - a_s) / (1 - a_t)) * math.exp(-eta * h) * x
+            x = x - math.sqrt(a_s) * math.expm1(-(1 + eta) * h) * D
+            if eta > 0:
+                x = x + math.sqrt((1 - a_s) * -math.expm1(-2 * eta * h)) * run.noise.draw("sampler", x)
+            before, h_before = p.x0, h
+        else:
+            x = p.x0  # h is infinite
+        x = run.conditioning.refine_sample(x, s)
+        yield SamplerState(x=x, x0=p.x0, t=s)
+
+
+SAMPLERS: dict[str, Callable[[Run, Tensor], Iterator[SamplerState]]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+}

@@ -126,6 +126,44 @@ def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str = "un
     return _distinct(SPACINGS[spacing](schedule, num_steps), T)
 
 
+def respaced_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
+    """The timesteps that ADM's timestep_respacing means, for SamplingPlan.timesteps (Nichol and Dhariwal 2021).
+
+    Args:
+        num_timesteps: T.
+        respacing: "ddimN": every k-th timestep, with the least k that gives N of them; or numbers separated by
+            commas: [1, T] in as many equal sections, each with so many evenly spaced timesteps.
+
+    Returns:
+        1-based timesteps, descending.
+
+    Raises:
+        ValueError: respacing cannot be read, or asks for more steps than there are.
+    """
+    T, asked = num_timesteps, respacing.strip()
+    if asked.startswith("ddim") and asked[4:].isdigit():
+        for stride in range(1, T + 1):
+            taken = range(1, T + 1, stride)
+            if len(taken) == int(asked[4:]):
+                return tuple(reversed(taken))
+        raise ValueError(f"no whole stride gives {asked[4:]} of {T} timesteps: got respacing={respacing!r}")
+    counts = asked.split(",")
+    if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
+        raise ValueError(f"respacing must read 100, ddim50 or 10,20,30: got {respacing!r}")
+    timesteps: list[int] = []
+    first, (size, longer) = 1, divmod(T, len(counts))
+    for section, count in enumerate(map(int, counts)):
+        length = size + (section < longer)
+        if count > length:
+            raise ValueError(
+                f"respacing={respacing!r} asks for {count} of the {length} timesteps in a section of T={T}"
+            )
+        gap = (length - 1) / (count - 1) if count > 1 else 1.0
+        timesteps += [first + round(i * gap) for i in range(count)]
+        first += length
+    return tuple(reversed(timesteps))
+
+
 def uniform_spacing(schedule: NoiseSchedule, num_steps: int) -> list[int]:
     """Equal steps in t, as ADM respaces (Nichol and Dhariwal 2021); one step starts at T."""
     T = schedule.num_timesteps

@@ -1,6 +1,7 @@
 """Building blocks of the U-Net."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Resample = Literal["down", "up"] | None
+Norm = Callable[[int], nn.GroupNorm]
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, num_groups: int = 32, eps: float = 1e-5) -> nn.GroupNorm:
     """32 groups as in ADM, or as many as divide a narrower or odd width."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    return nn.GroupNorm(math.gcd(num_groups, channels), channels, eps)
 
 
 def zero_(module: nn.Module) -> nn.Module:
@@ -22,13 +24,16 @@ def zero_(module: nn.Module) -> nn.Module:
     return module
 
 
-def timestep_embedding(t: Tensor, channels: int) -> Tensor:
-    """(B, channels) sinusoids of the 0-based timesteps t (B,), cosines first (Vaswani et al. 2017; ADM's order)."""
+def timestep_embedding(t: Tensor, channels: int, flip_sin_to_cos: bool = True, freq_shift: int = 0) -> Tensor:
+    """(B, channels) sinusoids of the 0-based timesteps t (B,) (Vaswani et al. 2017).
+
+    ADM has cosines first and divides by half the channels; Ho et al. 2020 have sines first and divide by one less.
+    """
     half = channels // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float()[:, None] * frequencies[None]
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return F.pad(embedding, (0, channels % 2))
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - freq_shift, 1)
+    angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)[None]
+    parts = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(parts, dim=1), (0, channels % 2))
 
 
 def resample(x: Tensor, mode: Resample) -> Tensor:
@@ -49,6 +54,7 @@ class ResBlock(nn.Module):
         embedding_channels: of the timestep embedding.
         scale_shift: the embedding scales and shifts after the second normalisation, else it is added before it.
         mode: "down" or "up" also halves or doubles the size.
+        norm: makes the normalisation of so many channels.
     """
 
     def __init__(
@@ -60,14 +66,15 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
         mode: Resample = None,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.mode = mode
-        self.norm1 = group_norm(channels)
+        self.norm1 = norm(channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embedding = nn.Linear(embedding_channels, out_channels * (2 if scale_shift else 1))
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -93,13 +100,14 @@ class Attention(nn.Module):
         channels: of input and output.
         num_heads: divides channels.
         new_order: queries, keys and values are split before the heads, else after (ADM's two orders).
+        norm: makes the normalisation of so many channels.
     """
 
-    def __init__(self, channels: int, num_heads: int, new_order: bool = False) -> None:
+    def __init__(self, channels: int, num_heads: int, new_order: bool = False, norm: Norm = group_norm) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.new_order = new_order
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero_(nn.Linear(channels, channels))
 
@@ -118,15 +126,21 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the size by a strided convolution."""
+    """Halve the size by a strided convolution.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: of input and output.
+        padding: 1 on every side, or 0 on the near sides and 1 on the far ones (TensorFlow's "same", in Ho et al. 2020).
+    """
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
-        output: Tensor = self.conv(x)
+        output: Tensor = self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
         return output
 
 

@@ -1,5 +1,6 @@
 """The U-Net's settings. Standard library only, so that a command line can read them at once."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -33,13 +34,31 @@ class UNetConfig:
     """In the residual blocks."""
     learn_sigma: bool = False
     """Predict the variance too (Nichol and Dhariwal 2021)."""
+    downsample_padding: int = 1
+    """Of strided convolutions: 1 on every side; 0 pads the far sides alone, as Ho et al. 2020's own code does."""
+    flip_sin_to_cos: bool = True
+    """Cosines before sines in the timestep embedding; off in Ho et al. 2020's own code."""
+    freq_shift: int = 0
+    """Subtracted from the divisor of the embedding's frequencies; 1 in Ho et al. 2020's own code."""
+    timestep_scale: float = 1.0
+    """Multiplies the timesteps that the embedding sees; 1000/T where improved-diffusion rescaled them."""
+    norm_num_groups: int = 32
+    """Groups of the normalisation."""
+    norm_eps: float = 1e-5
+    """Epsilon of the normalisation; 1e-6 in Ho et al. 2020's own code."""
     patch_size: int = 1
     """2 works on 2x2 patches (pixel-unshuffle in, shuffle out): a quarter of the cost."""
 
     def __post_init__(self) -> None:
-        for name, value in (("channels", self.channels), ("num_res_blocks", self.num_res_blocks)):
-            if value < 1:
-                raise ValueError(f"model.{name} must be at least 1: got {value}")
+        for name in ("channels", "num_res_blocks", "norm_num_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1: got {getattr(self, name)}")
+        for name in ("timestep_scale", "norm_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"model.{name} must be above 0: got {getattr(self, name)}")
+        for name in ("downsample_padding", "freq_shift"):
+            if getattr(self, name) not in (0, 1):
+                raise ValueError(f"model.{name} must be 0 or 1: got {getattr(self, name)}")
         if not self.channel_mult or min(self.channel_mult) < 1:
             raise ValueError(f"model.channel_mult must list numbers of at least 1: got {list(self.channel_mult)}")
         if not 0 <= self.dropout < 1:

@@ -1,5 +1,7 @@
 """One U-Net for Ho et al. 2020, improved-diffusion and ADM (Dhariwal and Nichol 2021)."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,6 +67,7 @@ class UNet(nn.Module):
         patch_area = config.patch_size**2
         self.out_channels = image_channels * (2 if config.learn_sigma else 1)
         self._embedding_channels = 4 * config.channels
+        self._norm = functools.partial(group_norm, num_groups=config.norm_num_groups, eps=config.norm_eps)
         self.time_embedding = nn.Sequential(
             nn.Linear(config.channels, self._embedding_channels),
             nn.SiLU(),
@@ -101,12 +104,12 @@ class UNet(nn.Module):
                 )
                 channels = width
             height *= 2
-        self.norm = group_norm(channels)
+        self.norm = self._norm(channels)
         self.out = zero_(nn.Conv2d(channels, self.out_channels * patch_area, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, H, W), 0-based timesteps t (B,) -> (B, C, H, W), or (B, 2C, H, W) with a learned variance."""
-        embedding = self.time_embedding(timestep_embedding(t, self.config.channels).to(x.dtype))
+        embedding = self.time_embedding(self._sinusoids(t).to(x.dtype))
         h = F.pixel_unshuffle(x, self.config.patch_size)
         skips = []
         for stage in self.encoder:
@@ -119,6 +122,11 @@ class UNet(nn.Module):
         h = self.out(F.silu(self.norm(h)))
         return F.pixel_shuffle(h, self.config.patch_size)
 
+    def _sinusoids(self, t: Tensor) -> Tensor:
+        c = self.config
+        scaled = t if c.timestep_scale == 1 else t * c.timestep_scale
+        return timestep_embedding(scaled, c.channels, c.flip_sin_to_cos, c.freq_shift)
+
     def _res(self, channels: int, out_channels: int, mode: Resample = None) -> ResBlock:
         return ResBlock(
             channels,
@@ -127,12 +135,13 @@ class UNet(nn.Module):
             dropout=self.config.dropout,
             scale_shift=self.config.use_scale_shift_norm,
             mode=mode,
+            norm=self._norm,
         )
 
     def _resampler(self, channels: int, mode: Resample) -> nn.Module:
         if self.config.resblock_updown:
             return self._res(channels, channels, mode)
-        return Downsample(channels) if mode == "down" else Upsample(channels)
+        return Downsample(channels, self.config.downsample_padding) if mode == "down" else Upsample(channels)
 
     def _attention(self, channels: int, height: int) -> Attention | None:
         return self._heads(channels) if height in self.config.attention_resolutions else None
@@ -148,4 +157,4 @@ class UNet(nn.Module):
                 f"model.num_head_channels or model.num_heads must divide a level's {channels} channels: "
                 f"got {config.num_head_channels} and {config.num_heads}"
             )
-        return Attention(channels, num_heads, config.use_new_attention_order)
+        return Attention(channels, num_heads, config.use_new_attention_order, self._norm)

@@ -1,120 +1,183 @@
-"""load_denoiser(): a checkpoint's path in, a callable (x, t) -> Prediction out."""
+"""load_denoiser(): a checkpoint's path in, whoever wrote it; a callable (x, t) -> Prediction out."""
 
-import pickle
-import warnings
-import zipfile
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
-
-Weights = Literal["ema", "raw"]
+from ilvr_lightning.pretrained import adm, ddim, diffusers, own
+from ilvr_lightning.pretrained.description import Description, Overrides
+from ilvr_lightning.pretrained.files import WHAT_LOADS, StateDict, Weights, fill, read_content, state_dict_of
 
 
 class LoadedDenoiser(Denoiser):
-    """A Denoiser with what its checkpoint says of it: image_shape (C, H, W)."""
+    """A Denoiser with what its checkpoint says of it."""
 
+    network: UNet
     image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    clip: bool
+    """Whether its authors' sampler clips the predicted x_0."""
+    description: Description
+    file: Path
+    """Where the weights are."""
 
 
-def load_denoiser(path: str | Path, weights: Weights = "ema") -> LoadedDenoiser:
-    """Load a checkpoint of this project, in float32 on the CPU, in eval mode.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A recognised checkpoint, not yet loaded."""
+
+    description: Description
+    weights: StateDict
+    names: Callable[[Iterable[str]], dict[str, tuple[str, ...]]]
+    """The file's names of each of our parameters."""
+    has_ema: bool | None = None
+    """None: the file does not tell."""
+
+
+def load_denoiser(
+    path: str | Path,
+    weights: Weights = "ema",
+    overrides: dict[str, Any] | None = None,
+    say: Callable[[str], None] | None = print,
+) -> LoadedDenoiser:
+    """Load whatever fits, in float32 on the CPU, in eval mode; it is recognised by content, not by name.
 
     Args:
-        path: a last.ckpt or best.ckpt.
-        weights: the average, or the raw weights.
+        path: a checkpoint or safetensors of this project, a state dict of ADM, guided-diffusion, improved-diffusion,
+            ilvr_adm, P2-weighting or the DDIM authors, or a diffusers folder.
+        weights: the average, or the raw weights, where a file has both.
+        overrides: what a foreign file cannot tell, under ADM's flag names (num_heads, num_head_channels, image_size,
+            use_new_attention_order, noise_schedule, diffusion_steps, predict_xstart, rescale_timesteps).
+        say: is told what was recognised, with its hyper-parameters and every assumption; None is silent.
 
     Raises:
-        UserError: the file is missing, damaged, or no checkpoint.
+        UserError: the file is missing, damaged, would execute something, or is no unconditional denoiser.
     """
-    checkpoint = read_checkpoint(Path(path))
-    config = config_from_plain(checkpoint["hyper_parameters"]["config"])
-    key = "state_dict" if weights == "ema" else "current_model_state"
-    if key not in checkpoint:
-        raise UserError(f"{path} holds no raw weights; give --weights ema")
-    network = UNet(config.model, config.data.size, config.data.channels)
-    load_strictly(network, without_prefix(checkpoint[key], "network."), path)
-    diffusion = config.diffusion
+    found = recognise(Path(path), weights, overrides)
+    description = found.description
+    if say is not None:
+        for line in (f"checkpoint   {path}: {description.lines()[0]}", *description.lines()[1:]):
+            say(line)
+    with torch.device("meta"):
+        network = make_network(description)
+    network = network.to_empty(device="cpu")
+    fill(network, found.weights, found.names(network.state_dict()))
+    diffusion = description.diffusion
     denoiser = LoadedDenoiser(
-        network.float().eval(),
+        network.eval(),
         make_schedule(diffusion.schedule, diffusion.num_timesteps, diffusion.betas),
-        config.diffusion.prediction,
+        diffusion.prediction,
     )
-    denoiser.image_shape = (config.data.channels, *config.data.size)
+    denoiser.image_shape = description.image_shape
+    denoiser.clip = description.clip
+    denoiser.description = description
+    denoiser.file = found.weights.path
     return denoiser
 
 
-def initialise(network: UNet, path: str | Path) -> None:
-    """Give a network the averaged weights of a checkpoint, to fine-tune them.
+def make_network(description: Description) -> UNet:
+    """The network that a description calls for.
 
     Raises:
-        UserError: the checkpoint cannot be read, or its architecture differs.
+        UserError: it makes none.
     """
-    load_strictly(network, without_prefix(read_checkpoint(Path(path))["state_dict"], "network."), path)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, read without executing anything.
-
-    Raises:
-        UserError: the file is missing, damaged, or no checkpoint of this project.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+    channels, height, width = description.image_shape
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of foreign pickles, which are refused
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        if isinstance(error, pickle.UnpicklingError):
-            first = "it holds other things than tensors and plain values"
-        raise UserError(f"{path} is no checkpoint, or a damaged one ({first[:120] or type(error).__name__})") from None
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("hyper_parameters"), dict)
-        or not isinstance(content["hyper_parameters"].get("config"), dict)
-        or "state_dict" not in content
-    ):
-        raise UserError(f"{path} is no checkpoint of this project: give a last.ckpt or best.ckpt that train.py wrote")
-    for key in ("state_dict", "current_model_state"):
-        weights = content.get(key, {})
-        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-            raise UserError(f"{path} is a damaged checkpoint: {key} holds something else than weights")
-    return content
+        return UNet(description.model, (height, width), channels)
+    except ValueError as error:
+        raise UserError(f"the checkpoint's hyper-parameters make no network: {error}") from None
 
 
-def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries under a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def load_strictly(network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load weights; missing, unexpected and misshapen ones are an error that lists the first five.
+def recognise(path: Path, weights: Weights = "ema", overrides: dict[str, Any] | None = None) -> Found:
+    """What a path holds, told by content.
 
     Raises:
-        UserError: the weights do not fit.
+        UserError: nothing that loads.
     """
-    wanted = network.state_dict()
-    faults = [f"{k} is missing" for k in wanted if k not in state]
-    faults += [f"{k} is unexpected" for k in state if k not in wanted]
-    faults += [
-        f"{k} is {tuple(state[k].shape)}, not {tuple(v.shape)}"
-        for k, v in wanted.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if faults:
-        raise UserError(f"{path} does not fit the network ({len(faults)} faults): {'; '.join(faults[:5])}")
-    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
-    if broken:
-        raise UserError(
-            f"{path} holds weights that are not finite ({len(broken)} tensors, {broken[0]} first); give an earlier one"
-        )
-    network.load_state_dict(state)
+    if path.is_dir():
+        return _folder(path, weights, overrides)
+    content = read_content(path)
+    if own.is_checkpoint(content):
+        Overrides(overrides, {}, "a checkpoint of this project")
+        return _own_checkpoint(path, content, weights)
+    state = state_dict_of(path, content, weights)
+    if own.KEY in state.metadata:
+        Overrides(overrides, {}, "a file of this project")
+        try:
+            description = own.describe_metadata(state.metadata[own.KEY])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        return Found(description=description, weights=state, names=own.names)
+    return _foreign(path, content, state, overrides)
+
+
+def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Found:
+    key = "state_dict" if weights == "ema" else "current_model_state"
+    state = content.get(key)
+    if state is None:
+        raise UserError(f"{path} holds no raw weights; give --weights ema")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} is a damaged checkpoint: {key} holds something else than weights")
+    shapes = {n.removeprefix("network."): tuple(v.shape) for n, v in state.items() if n.startswith("network.")}
+    return Found(
+        description=own.describe_checkpoint(content),
+        weights=StateDict(path=path, keys=(key,), prefix="network.", shapes=shapes),
+        names=own.names,
+        has_ema="current_model_state" in content,
+    )
+
+
+def _foreign(path: Path, content: Any, state: StateDict, overrides: dict[str, Any] | None) -> Found:
+    for family in (adm, ddim):
+        if family.recognises(state.shapes):
+            try:
+                description = family.describe(state.shapes, overrides)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            return Found(
+                description=description,
+                weights=state,
+                names=functools.partial(family.names, config=description.model),
+                has_ema=True if "ema" in str(state.keys[:1]) else None,
+            )
+    if diffusers.recognises(state.shapes):
+        if not (path.parent / "config.json").is_file():
+            raise UserError(f"{path} holds a UNet2DModel of diffusers without its config.json; give the whole folder")
+        return _diffusers(path.parent, state, overrides)
+    some = ", ".join(list(state.shapes)[:3])
+    raise UserError(f"{path} holds {len(state.shapes)} weights of an unknown network ({some} ...); {WHAT_LOADS}")
+
+
+def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> Found:
+    if (path / "model.safetensors").is_file():
+        return recognise(path / "model.safetensors", weights, overrides)
+    folder = diffusers.network_folder(path)
+    if folder is not None:
+        for name in diffusers.WEIGHT_FILES:
+            if (file := folder / name).is_file():
+                return _diffusers(folder, state_dict_of(file, read_content(file), weights), overrides)
+        diffusers.describe(folder, overrides)  # says so if it is another kind of model
+        raise UserError(f"{folder} holds no weights: {' or '.join(diffusers.WEIGHT_FILES)} is missing")
+    files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+    raise UserError(f"the folder {path} holds {files}; {WHAT_LOADS}")
+
+
+def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None) -> Found:
+    description = diffusers.describe(folder, overrides)
+    names = functools.partial(diffusers.names, config=description.model, words=diffusers.words_of(state.shapes))
+    return Found(description=description, weights=state, names=names)
+
+
+def check_resumable(path: Path) -> None:
+    """Raise a UserError unless a file is a checkpoint of train.py."""
+    if not own.is_checkpoint(read_content(path)):
+        raise UserError(f"{path} is no checkpoint of this project: give a last.ckpt or best.ckpt that train.py wrote")

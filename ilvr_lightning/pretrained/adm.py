@@ -1,0 +1,170 @@
+"""State dicts of ADM and its kin: guided-diffusion, improved-diffusion, ilvr_adm, P2-weighting."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.models.config import UNetConfig
+from ilvr_lightning.pretrained.description import Description, Overrides, model_config
+from ilvr_lightning.pretrained.files import Shape
+
+OPEN = {
+    "image_size": int,
+    "num_heads": int,
+    "num_head_channels": int,
+    "use_new_attention_order": bool,
+    "noise_schedule": str,
+    "diffusion_steps": int,
+    "predict_xstart": bool,
+    "rescale_timesteps": bool,
+}
+"""ADM's flags that neither names nor shapes tell."""
+
+RENAMED = {
+    r"^time_embedding\.": "time_embed.",
+    r"^middle\.0\.block\.": "middle_block.0.",
+    r"^middle\.0\.attention\.": "middle_block.1.",
+    r"^middle\.1\.block\.": "middle_block.2.",
+    r"^out\.": "out.2.",
+    r"^norm\.": "out.0.",
+    r"^encoder\.(\d+)\.block\.conv\.": r"input_blocks.\1.0.op.",
+    r"^encoder\.(\d+)\.block\.": r"input_blocks.\1.0.",
+    r"^encoder\.(\d+)\.attention\.": r"input_blocks.\1.1.",
+    r"^decoder\.(\d+)\.block\.": r"output_blocks.\1.0.",
+    r"^decoder\.(\d+)\.attention\.": r"output_blocks.\1.1.",
+    r"\.norm1\.": ".in_layers.0.",
+    r"\.conv1\.": ".in_layers.2.",
+    r"\.embedding\.": ".emb_layers.1.",
+    r"\.norm2\.": ".out_layers.0.",
+    r"\.conv2\.": ".out_layers.3.",
+    r"\.skip\.": ".skip_connection.",
+    r"^((?:input_blocks|output_blocks|middle_block)\..*)\.out\.": r"\1.proj_out.",
+}
+"""Our names to ADM's, applied in this order."""
+
+
+def recognises(shapes: Mapping[str, Shape]) -> bool:
+    """Whether a state dict is of this family."""
+    return "input_blocks.0.0.weight" in shapes and "time_embed.0.weight" in shapes
+
+
+def names(ours: Iterable[str], config: UNetConfig) -> dict[str, tuple[str, ...]]:
+    """ADM's name of each of our parameters."""
+    known = set(ours)
+    renamed: dict[str, tuple[str, ...]] = {}
+    for name in known:
+        theirs = name
+        for pattern, replacement in RENAMED.items():
+            theirs = re.sub(pattern, replacement, theirs)
+        if match := re.match(r"decoder\.(\d+)\.resampler\.", theirs):
+            place = 2 if f"decoder.{match[1]}.attention.norm.weight" in known else 1
+            theirs = f"output_blocks.{match[1]}.{place}.{theirs[match.end() :]}"
+        renamed[name] = (theirs,)
+    return renamed
+
+
+def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> Description:
+    """The architecture, off names and shapes; the rest from overrides or the published defaults.
+
+    Raises:
+        UserError: it is a conditional network, no denoiser, or makes no network of this kind.
+    """
+    _refuse_conditional(shapes)
+    kind = "ADM state dict"
+    outputs = 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("output_blocks."))
+    # The last block of each level but the finest ends in an upsampling: a convolution, or a residual block.
+    ups = {
+        int(m[1]) for n in shapes if (m := re.match(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight", n))
+    }
+    levels = len(ups) + 1
+    blocks, remainder = divmod(outputs, levels)
+    if remainder or blocks < 2:
+        raise UserError(
+            f"an ADM state dict whose {outputs} output blocks do not make {levels} levels; it is another net"
+        )
+    blocks -= 1
+    updown = any(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", n) for n in shapes)
+    if not updown:
+        kind = "improved-diffusion state dict"
+    o = Overrides(overrides, OPEN, kind)
+
+    channels = shapes["time_embed.0.weight"][1]
+    first = [1 + level * (blocks + 1) for level in range(levels)]
+    try:
+        widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
+        embedding = shapes["input_blocks.1.0.emb_layers.1.weight"][0]
+        image_channels, out_channels = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
+    except (KeyError, IndexError) as error:
+        raise UserError(f"an ADM state dict without {error}; it is damaged, or another network") from None
+    if any(width % channels for width in widths):
+        raise UserError(f"an ADM state dict with levels of {widths} channels, no multiples of {channels}")
+    mult = tuple(width // channels for width in widths)
+    attention = [level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in shapes]
+    size = o.image_size(mult, attention)
+    if updown or "num_head_channels" in o.given:
+        # Whoever names num_heads alone means it.
+        default = -1 if "num_heads" in o.given else 64
+        head_channels = default if "num_heads" in o.given and "num_head_channels" not in o.given else o.take(
+            "num_head_channels", default, "ADM's"
+        )  # fmt: skip
+    else:
+        head_channels = -1
+    num_heads = o.take("num_heads", 4, "the published default") if head_channels == -1 else 4
+    new_order = o.take("use_new_attention_order", False, "the published default") if attention or updown else False
+    diffusion = o.diffusion(prediction="x0" if o.given.get("predict_xstart") else "eps")
+    rescaled = False
+    if diffusion.T != 1000:
+        rescaled = o.take("rescale_timesteps", not updown, "the default of " + kind.split()[0])
+    model = model_config(
+        channels=channels,
+        channel_mult=mult,
+        num_res_blocks=blocks,
+        attention_resolutions=tuple(size // 2**level for level in attention),
+        num_head_channels=head_channels,
+        num_heads=num_heads,
+        resblock_updown=updown,
+        use_scale_shift_norm=embedding == 2 * widths[0],
+        use_new_attention_order=new_order,
+        learn_sigma=out_channels == 2 * image_channels,
+        timestep_scale=1000 / diffusion.T if rescaled else 1.0,
+    )
+    return Description(
+        kind=kind,
+        model=model,
+        image_shape=(image_channels, size, size),
+        diffusion=diffusion,
+        assumed=tuple(o.assumed),
+    )
+
+
+def _refuse_conditional(shapes: Mapping[str, Shape]) -> None:
+    if "label_emb.weight" in shapes:
+        raise UserError("an ADM state dict of a class-conditional network; ILVR needs an unconditional one")
+    if any("transformer_blocks" in name for name in shapes):
+        raise UserError(
+            "a state dict of a latent or text-conditional network; ILVR needs an unconditional one on pixels"
+        )
+    if not any(name.startswith("output_blocks.") for name in shapes) or "out.2.weight" not in shapes:
+        raise UserError("a state dict of an ADM classifier or encoder; ILVR needs the diffusion network")
+    inputs, outputs = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
+    if outputs not in (inputs, 2 * inputs):
+        raise UserError(
+            f"an ADM state dict with {inputs} input and {outputs} output channels, as for super-resolution; "
+            "ILVR needs an unconditional network"
+        )
+
+
+def refusal(description: Description) -> str | None:
+    """Why ADM's code could not run a network, or None."""
+    model, default = description.model, UNetConfig()
+    for name in ("patch_size", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_num_groups", "norm_eps"):
+        if getattr(model, name) != getattr(default, name):
+            return f"ADM's network has no model.{name}={getattr(model, name)}"
+    if any(model.channels * mult % 32 for mult in model.channel_mult):
+        return "ADM's network needs widths that 32 divides"
+    if description.diffusion.prediction == "v":
+        return "ADM's code knows no diffusion.prediction=v"
+    if description.diffusion.betas is not None:
+        return "ADM's code knows no explicit betas"
+    return None

@@ -1,0 +1,65 @@
+"""The model card that goes with exported weights."""
+
+from typing import Any
+
+from ilvr_lightning.pretrained.description import Description
+from ilvr_lightning.pretrained.own import data_set_of
+
+CARD = """---
+library_name: ilvr_lightning
+pipeline_tag: unconditional-image-generation
+tags: [diffusion, ddpm, ilvr]
+---
+# {title}
+
+An unconditional diffusion model, {height}x{width} px, {channels} channels. ILVR (Choi et al., ICCV 2021) steers it with
+a reference picture and no retraining:
+
+    python sample.py --ckpt {file} --ref PICTURE --factor 8
+
+or, as a library:
+
+    from ilvr_lightning import SamplingPlan, generate, load_denoiser
+
+    denoise = load_denoiser("{file}")
+    x = generate(denoise, denoise.schedule, SamplingPlan.preset("draft", factor=8),
+                 seeds=[0, 1, 2, 3], shape=denoise.image_shape, reference=y)    # y: (1, C, H, W) in [-1, 1]
+
+## Training
+| | |
+|---|---|
+{training}
+
+## Settings
+| | |
+|---|---|
+{settings}
+
+The weights' metadata holds the whole configuration. Licence and limits of the training images apply to what the model
+makes; say here which they are.
+"""
+
+
+def model_card(description: Description, file: str = "model.safetensors") -> str:
+    """README.md for a folder of exported weights."""
+    channels, height, width = description.image_shape
+    training: dict[str, Any] = {"data set": data_set_of(description), **description.facts}
+    if description.config is not None:
+        config = description.config
+        training["global batch"] = config["data"]["batch_size"]
+        training["learning rate"] = config["optim"]["lr"]
+        training["EMA decay"] = config["ema"]["decay"]
+        training["loss"] = config["diffusion"]["loss"]
+    else:
+        training["converted from"] = description.kind
+    settings = dict(line.split(None, 1) for line in description.lines()[1:])
+    name = data_set_of(description).rstrip("/").split("/")[-1] if description.config else description.kind
+    return CARD.format(
+        title=f"{name}, {height} px",
+        channels=channels,
+        height=height,
+        width=width,
+        file=file,
+        training="\n".join(f"| {key} | {value} |" for key, value in training.items()),
+        settings="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
+    )

@@ -1,0 +1,124 @@
+"""Checkpoints out: safetensors with a model card, ADM's state dict, a diffusers folder."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.models.blocks import Attention
+from ilvr_lightning.models.unet import UNet
+from ilvr_lightning.pretrained import adm, diffusers, own
+from ilvr_lightning.pretrained.card import model_card
+from ilvr_lightning.pretrained.load import LoadedDenoiser
+
+
+def export(loaded: LoadedDenoiser, kind: str, out: Path) -> list[Path]:
+    """Write a denoiser in another format.
+
+    Args:
+        loaded: what load_denoiser gave.
+        kind: a key of EXPORTS.
+        out: a folder, or a .safetensors file, for safetensors; a file for adm; a folder for diffusers.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: the format cannot hold this network, or the target is taken.
+    """
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; give another name")
+    return EXPORTS[kind](loaded, out)
+
+
+def _safetensors(loaded: LoadedDenoiser, out: Path) -> list[Path]:
+    metadata = own.to_metadata(loaded.description)
+    state = {name: value.contiguous() for name, value in loaded.network.state_dict().items()}
+    if out.suffix == ".safetensors":
+        return [_write(out, lambda path: save_file(state, path, metadata))]
+    weights = _write(out / "model.safetensors", lambda path: save_file(state, path, metadata))
+    return [weights, _write(out / "README.md", lambda path: path.write_text(model_card(loaded.description)))]
+
+
+def _adm(loaded: LoadedDenoiser, out: Path) -> list[Path]:
+    if reason := adm.refusal(loaded.description):
+        raise UserError(f"--to adm: {reason}; --to safetensors holds everything")
+    if out.is_dir() or not out.suffix:
+        raise UserError(f"--to adm writes a file: give a name such as {out}.pt")
+    network = loaded.network
+    state: dict[str, Tensor] = {}
+    ours = network.state_dict()
+    for name, (theirs,) in adm.names(ours, network.config).items():
+        value = ours[name]
+        # ADM writes attention's linear layers as 1-d convolutions.
+        state[theirs] = value[..., None] if name.endswith(("attention.qkv.weight", "attention.out.weight")) else value
+    return [_write(out, lambda path: torch.save(state, path))]
+
+
+def _diffusers(loaded: LoadedDenoiser, out: Path) -> list[Path]:
+    description = loaded.description
+    if reason := diffusers.refusal(description):
+        raise UserError(f"--to diffusers: {reason}; --to safetensors holds everything")
+    ours = _in_new_order(loaded.network)
+    state: dict[str, Tensor] = {}
+    for name, theirs in diffusers.names(ours, loaded.network.config).items():
+        for part, value in zip(theirs, ours[name].chunk(len(theirs)), strict=True):
+            state[part] = value.contiguous()
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    weights = out / "unet" / diffusers.WEIGHT_FILES[0]
+    return [
+        _write(weights, lambda path: save_file(state, path, {"format": "pt"})),
+        _write_json(out / "unet" / "config.json", diffusers.unet_config(description)),
+        _write_json(out / "scheduler" / "scheduler_config.json", diffusers.scheduler_config(description)),
+        _write_json(out / "model_index.json", index),
+    ]
+
+
+def _in_new_order(network: UNet) -> dict[str, Tensor]:
+    """The weights with queries, keys and values stacked before the heads, whatever order the network has."""
+    state = dict(network.state_dict())
+    for name, module in network.named_modules():
+        if isinstance(module, Attention) and not module.new_order:
+            for parameter in ("weight", "bias"):
+                key = f"{name}.qkv.{parameter}"
+                value = state[key]
+                by_head = value.reshape(module.num_heads, 3, -1, *value.shape[1:])
+                state[key] = by_head.transpose(0, 1).reshape(value.shape)
+    return state
+
+
+EXPORTS: dict[str, Callable[[LoadedDenoiser, Path], list[Path]]] = {
+    "safetensors": _safetensors,
+    "adm": _adm,
+    "diffusers": _diffusers,
+}
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> Path:
+    return _write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n"))

@@ -1,0 +1,90 @@
+"""The project's own files: Lightning checkpoints of train.py, and safetensors with everything in the metadata."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ilvr_lightning.config import DiffusionConfig
+from ilvr_lightning.configure import config_from_plain
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.models.config import UNetConfig
+from ilvr_lightning.pretrained.description import Description
+
+KEY = "ilvr_lightning"
+"""Of the description in a safetensors file's metadata."""
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether a file's content is a checkpoint of train.py."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("hyper_parameters"), dict)
+        and isinstance(content["hyper_parameters"].get("config"), dict)
+        and isinstance(content.get("state_dict"), dict)
+    )
+
+
+def describe_checkpoint(content: dict[str, Any]) -> Description:
+    """What a Lightning checkpoint says of itself."""
+    plain = content["hyper_parameters"]["config"]
+    config = config_from_plain(plain)
+    facts: dict[str, Any] = {"step": content.get("global_step"), "epoch": content.get("epoch")}
+    for state in content.get("callbacks", {}).values():
+        if isinstance(state, dict) and isinstance(state.get("best"), float):
+            facts["best val/loss"] = round(state["best"], 6)
+    return Description(
+        kind="ilvr_lightning checkpoint",
+        model=config.model,
+        image_shape=(config.data.channels, *config.data.size),
+        diffusion=config.diffusion,
+        config=json.loads(json.dumps(plain)),
+        facts={name: value for name, value in facts.items() if value is not None},
+    )
+
+
+def to_metadata(description: Description) -> dict[str, str]:
+    """A description as safetensors' metadata."""
+    return {"format": "pt", KEY: json.dumps(dataclasses.asdict(description), sort_keys=True)}
+
+
+def describe_metadata(text: str) -> Description:
+    """The description that to_metadata wrote.
+
+    Raises:
+        UserError: it is not of this version.
+    """
+    try:
+        values = json.loads(text)
+        model = UNetConfig(**_tuples(values.pop("model")))
+        diffusion = DiffusionConfig(**_tuples(values.pop("diffusion")))
+        channels, height, width = map(int, values.pop("image_shape"))
+        if values.get("config") is not None:
+            config_from_plain(values["config"])
+        return Description(
+            model=model, diffusion=diffusion, image_shape=(channels, height, width), **_tuples(values, ("assumed",))
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"its description is not of this version ({error})") from None
+
+
+def _tuples(values: dict[str, Any], only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """JSON's lists as tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) and (not only or name in only) else value
+        for name, value in values.items()
+    }
+
+
+def names(ours: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Our own."""
+    return {name: (name,) for name in ours}
+
+
+def data_set_of(description: Description) -> str:
+    """The data set that a model was trained on, without a path of someone's machine."""
+    path = (description.config or {}).get("data", {}).get("path")
+    if not isinstance(path, str):
+        return "not recorded"
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if path.startswith(("/", "~")) or "\\" in path else path
