@@ -63,7 +63,7 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     if trainer.is_global_zero:
         done = len(jobs.jobs) - len(jobs.todo)
         print(
-            f"samples      {len(jobs.todo)} to make, {args.weights} weights"
+            f"weights      {args.weights}\nsamples      {len(jobs.todo)} to make"
             + (f", {done} already there" if done else ""),
             flush=True,
         )

@@ -77,7 +77,7 @@ def read_content(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(4)
     if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is truncated or damaged: the end of the file is missing; fetch it again")
+        raise UserError(f"{path} is no checkpoint, or a truncated one: the end of the file is missing; fetch it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles, which are refused
@@ -139,7 +139,7 @@ def _find(path: Path, content: Any, weights: Weights) -> StateDict:
         chosen = last if weights == "ema" and is_state(content[last]) else 0
         return StateDict(path=path, keys=(chosen,), shapes=_shapes(content[chosen]))
     found = f"the keys {', '.join(map(str, content))[:120]}" if isinstance(content, dict) else type(content).__name__
-    raise UserError(f"{path} holds no weights: found {found}; {WHAT_LOADS}")
+    raise UserError(f"{path} is no checkpoint that loads: found {found}; {WHAT_LOADS}")
 
 
 WHAT_LOADS = (
