@@ -28,7 +28,7 @@ WRAPPERS: dict[Weights, tuple[str, ...]] = {
 """Names under which files keep a state dict, the preferred first."""
 PREFIXES = ("module.", "network.", "model.", "_orig_mod.")
 """What training code puts before every key."""
-PIECES = 8
+PIECES = 16
 """A file is read in so many parts, so that what is mapped beside the network stays small."""
 
 
@@ -46,19 +46,34 @@ class StateDict:
     """Of a safetensors file."""
 
     def pieces(self) -> Iterator[dict[str, Tensor]]:
-        """The tensors, some at a time; a mapped file is opened anew for each part, so that its pages are let go."""
-        names = list(self.shapes)
+        """The tensors, some at a time: a mapping's pages stay in memory as long as it does, so each part has its own.
+
+        Files from before PyTorch 1.6, which cannot be mapped, come whole.
+        """
         mapped = is_safetensors(self.path) or zipfile.is_zipfile(self.path)
-        size = math.ceil(len(names) / PIECES) if mapped else len(names)
-        for first in range(0, len(names), size):
+        for names in _parts(self.shapes, PIECES if mapped else 1):
             state = self.within(read_content(self.path))
-            yield {name: state[self.prefix + name] for name in names[first : first + size]}
+            yield {name: state[self.prefix + name] for name in names}
+            del state
 
     def within(self, content: Any) -> Any:
         """The state dict within the file's content."""
         for key in self.keys:
             content = content[key]
         return content
+
+
+def _parts(shapes: Mapping[str, Shape], count: int) -> list[list[str]]:
+    """Names in parts of about equal size."""
+    whole = sum(math.prod(shape) for shape in shapes.values())
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        if size * count >= whole * len(parts):
+            parts.append([])
+        parts[-1].append(name)
+        size += math.prod(shape)
+    return parts
 
 
 def read_content(path: Path) -> Any:
@@ -191,6 +206,8 @@ def fill(network: nn.Module, weights: StateDict, names: Mapping[str, tuple[str, 
         for piece in weights.pieces():
             for name, value in piece.items():
                 targets[name].copy_(value.reshape(targets[name].shape))
+                del value
+            del piece
     broken = [name for name, value in ours.items() if not bool(value.isfinite().all())]
     if broken:
         raise UserError(
