@@ -1,6 +1,7 @@
 # make demo: train on the embedded toon faces, then sample with reference pictures (make demo SHORT=1: a minute).
 # make test: ruff, mypy and pytest.
-# Both make .venv and install into it once; PYTHON=... uses an environment made elsewhere.
+# make museum: the field's known bugs, put into this code at run time; each must fail a test.
+# All make .venv and install into it once; PYTHON=... uses an environment made elsewhere.
 
 ifdef PYTHON
 demo-env test-env:
@@ -43,4 +44,7 @@ test: test-env
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest
 
-.PHONY: demo test demo-env test-env
+museum: test-env
+	$(PYTHON) -m tests.museum
+
+.PHONY: demo test museum demo-env test-env

@@ -128,3 +128,10 @@ def test_given_x_T_replaces_the_seeds_own() -> None:  # noqa: N802
 def test_seeds_and_batch_must_agree() -> None:
     with pytest.raises(ValueError, match="one seed an image is needed: got 2 seeds for 3 images"):
         PerImageNoise([0, 1]).draw("sampler", torch.empty(3, *SHAPE))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_every_seed_makes_its_picture_again(seed: int) -> None:
+    like = torch.zeros((2, 1, 4, 4))
+    first, again = (PerImageNoise([seed, seed + 1]).draw("x_T", like) for _ in range(2))
+    assert torch.equal(first, again)
