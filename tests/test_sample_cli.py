@@ -1,10 +1,10 @@
 """sample.py's command line: files, names, recipes, the seed contract, and bad input in one line."""
 
+import functools
 import json
 import os
 import pickle
 import socket
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 import sample
 from ilvr_lightning.images import find_images, read_references
 from ilvr_lightning.sampling import file_sha256
+from tests import commands
 
 Sample = Callable[..., Path]
 TrainRun = Callable[..., Path]
@@ -292,17 +293,7 @@ def test_reproduce_says_what_is_missing(
 # Bad input
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line on standard error of a command that ends with status 2."""
-    capsys.readouterr()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a warning would be a second line
-        status = sample.main(list(map(str, argv)))
-    assert status == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "Traceback" not in error
-    return error
+refused = functools.partial(commands.refused, sample.main)
 
 
 @pytest.mark.parametrize(

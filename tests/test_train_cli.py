@@ -1,8 +1,8 @@
 """train.py's command line: every bad input gives status 2 and one line that names the setting."""
 
+import functools
 import os
 import pickle
-import warnings
 from pathlib import Path
 
 import pytest
@@ -10,19 +10,9 @@ import torch
 
 import train
 from ilvr_lightning.configure import all_keys
+from tests import commands
 
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line on standard error of a command that ends with status 2."""
-    capsys.readouterr()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a warning would be a second line
-        status = train.main(argv)
-    assert status == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "Traceback" not in error
-    return error
+refused = functools.partial(commands.refused, train.main)
 
 
 @pytest.mark.parametrize(
