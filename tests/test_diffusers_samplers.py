@@ -53,6 +53,10 @@ def ours(timesteps: list[int], schedule: str = "linear", learned: bool = False, 
     return [state.x for state in states]
 
 
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    torch.testing.assert_close(torch.stack(a), torch.stack(b).float(), rtol=0, atol=1e-4)
+
+
 def worst(a: list[Tensor], b: list[Tensor]) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
@@ -70,14 +74,14 @@ def test_ddpm(schedule: str, num_steps: int, variance_type: Any, variance: Any) 
         scheduler.alphas_cumprod = SCHEDULES[schedule].alphas_cumprod[1:]
         scheduler.one = torch.tensor(1.0, dtype=torch.float64)
     timesteps, states = theirs(scheduler, num_steps, learned)
-    assert worst(states, ours(timesteps, schedule, learned, variance=variance)) < 1e-4
+    assert_same(states, ours(timesteps, schedule, learned, variance=variance))
 
 
 @pytest.mark.parametrize(("prediction_type", "prediction"), [("v_prediction", "v"), ("sample", "x0")])
 def test_ddpm_of_other_predictions(prediction_type: Any, prediction: str) -> None:
     scheduler = DDPMScheduler(prediction_type=prediction_type, clip_sample=False)
     timesteps, states = theirs(scheduler, 20)
-    assert worst(states, ours(timesteps, prediction=prediction, clip=False)) < 1e-4
+    assert_same(states, ours(timesteps, prediction=prediction, clip=False))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -87,14 +91,14 @@ def test_ddim(schedule: str, spacing: Any, eta: float) -> None:
     """With 20 steps, which divide 1000; clipping makes eps anew from x_0 (use_clipped_model_output)."""
     scheduler = DDIMScheduler(beta_schedule=schedule, timestep_spacing=spacing)
     timesteps, states = theirs(scheduler, 20, eta=eta, use_clipped_model_output=True)
-    assert worst(states, ours(timesteps, schedule, sampler="ddim", eta=eta)) < 1e-4
+    assert_same(states, ours(timesteps, schedule, sampler="ddim", eta=eta))
 
 
 def test_diffusers_ddim_keeps_an_eps_that_does_not_belong_to_the_clipped_x0() -> None:
     timesteps, states = theirs(DDIMScheduler(), 20)
     assert worst(states, ours(timesteps, sampler="ddim")) > 1e-2
     timesteps, states = theirs(DDIMScheduler(clip_sample=False), 20)
-    assert worst(states, ours(timesteps, sampler="ddim", clip=False)) < 1e-4
+    assert_same(states, ours(timesteps, sampler="ddim", clip=False))
 
 
 def test_diffusers_linspace_ddim_steps_to_levels_that_are_not_next() -> None:
@@ -112,7 +116,7 @@ def test_diffusers_linspace_ddim_steps_to_levels_that_are_not_next() -> None:
         x0 = (x - (1 - a_t).sqrt() * eps) / a_t.sqrt()
         x = (a_s.sqrt() * x0 + (1 - a_s).sqrt() * eps).float()
         wrong.append(x)
-    assert worst(states, wrong) < 1e-4
+    assert_same(states, wrong)
     assert worst(states[:1], ours(timesteps, sampler="ddim", clip=False)[:1]) > 0.1
 
 
@@ -129,7 +133,7 @@ def test_dpm_solver(schedule: str, algorithm: Any, eta: float, num_steps: int) -
     )
     timesteps, states = theirs(scheduler, num_steps)
     plan: dict[str, Any] = {"sampler": "dpmpp_2m", "eta": eta, "clip": False, "prediction": "v"}
-    assert worst(states, ours(timesteps, schedule, **plan)) < 1e-4
+    assert_same(states, ours(timesteps, schedule, **plan))
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_variational_bound_of_an_image() -> None:
             prediction = clip_prediction(denoiser(x_t, t), x_t, level, schedule)
         terms.append(bound_term(schedule, prediction, x0, x_t, t))
     vb = torch.stack(terms, 1)
-    # At high t a term is the square of a small difference of two float32 means.
+    # At high t a term is the square of a small difference of two float32 means; in float64 we are as far from them.
     close(vb, "bpd/vb", atol=5e-8)
     signal, sigma = schedule.signal_and_noise(10, x0)
     zero = torch.zeros_like(x0)
