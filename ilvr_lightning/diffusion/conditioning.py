@@ -1,7 +1,7 @@
 """What steers a sampler: nothing, or ILVR. A sampler calls two hooks and never knows which conditioning answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -43,7 +43,10 @@ class ILVR:
     low_pass: LowPassFilter
     """phi_N."""
     reference_noise: ReferenceNoise = "fresh"
-    """fresh: y_s is drawn anew at every step t -> s; fresh_released: y_t in its place, as the released code has it."""
+    """The noise of y_s in a step t -> s. fresh: drawn anew; matched: the network's own eps, and x_0 is refined before
+    the step; fixed: x_T's for the whole run; fresh_released: drawn anew, but y_t in place of y_s."""
+    eps_extrapolation: float = 0.0
+    """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
     condition_from: int | tuple[int, ...] | None = None
     """a: the highest timestep that is refined; None means T. One, or one an image."""
     condition_to: int | tuple[int, ...] = 0
@@ -51,20 +54,23 @@ class ILVR:
     respaced_range_t: int | None = None
     """The released code's range_t: only steps that more than so many follow are refined, so never the last."""
 
-    def start(self, schedule: NoiseSchedule, noise: NoiseSource, timesteps: Sequence[int] = ()) -> "ILVRRun":
-        """The conditioning of one run on this schedule, with its noise.
+    def start(
+        self, schedule: NoiseSchedule, noise: NoiseSource, timesteps: Sequence[int], x_T: Tensor | None = None
+    ) -> "ILVRRun":
+        """The conditioning of one run.
 
         Args:
             schedule: the denoiser's.
             noise: where the reference's noise comes from.
-            timesteps: those that the run evaluates; respaced_range_t counts them.
+            timesteps: those that the run evaluates, descending.
+            x_T: (B, C, H, W) where the run starts; fixed noise is this.
 
         Raises:
-            ValueError: respaced_range_t is set and there is nothing to count.
+            ValueError: the noise is fixed, and x_T is not given.
         """
-        if self.respaced_range_t is not None and not timesteps:
-            raise ValueError("sampling.respaced_range_t needs the run's timesteps: give them to ILVR.start")
-        return ILVRRun(self, schedule, noise, timesteps)
+        if self.reference_noise == "fixed" and x_T is None:
+            raise ValueError("sampling.reference_noise=fixed needs x_T: give it to ILVR.start")
+        return ILVRRun(self, schedule, noise, timesteps, x_T)
 
 
 @dataclass
@@ -75,13 +81,29 @@ class ILVRRun:
     schedule: NoiseSchedule
     noise: NoiseSource
     timesteps: Sequence[int]
+    x_T: Tensor | None = None
     _from: int = 0
     """The level that the present step comes from."""
+    _eps: Tensor | None = None
+    """The matched noise of the present step."""
+    _before: tuple[int, Tensor] | None = None
+    """Level and eps of the refined step before."""
 
     def refine_prediction(self, prediction: Prediction, t: int) -> Prediction:
-        """Fresh noise needs the second hook alone."""
+        """Give x_0 the reference's low frequencies before a step from t, eps unchanged (matched and fixed noise)."""
         self._from = t
-        return prediction
+        if self.settings.reference_noise in ("fresh", "fresh_released"):
+            return prediction
+        s = max((u for u in self.timesteps if u < t), default=0)
+        inside = self._inside(s)
+        if not any(inside):
+            self._before = None
+            return prediction
+        self._eps = self._extrapolated(prediction.eps, t, s)
+        self._before = (t, prediction.eps)
+        x0 = prediction.x0
+        refined = x0 + self.settings.low_pass(self.settings.reference - x0)
+        return replace(prediction, x0=_where(inside, refined, x0))
 
     def refine_sample(self, x: Tensor, t: int) -> Tensor:
         """Give x_t the reference's low frequencies (Choi et al. 2021, algorithm 1, line 9).
@@ -90,31 +112,56 @@ class ILVRRun:
             x: (B, C, H, W) the sampler's proposal, already at level t.
             t: training timestep in [0, T] that x is at.
         """
-        range_t = self.settings.respaced_range_t
-        if range_t is not None and sum(s < self._from for s in self.timesteps) <= range_t:
+        inside = self._inside(t)
+        released = self.settings.respaced_range_t is not None
+        if released and not any(inside):
             return x
-        # Drawn at every step, so that an image's noise does not depend on the ranges of the others in its batch.
-        y, level = self.settings.reference, t if self.settings.reference_noise == "fresh" else self._from
+        # Fresh noise is drawn at every step, so that an image's does not depend on the ranges of the others.
+        y, level = self.settings.reference, self._from if self.settings.reference_noise == "fresh_released" else t
         if level:
-            y = self.schedule.q_sample(y, level, self.noise.draw("reference", x))
-        refined = x + self.settings.low_pass(y - x)
-        return self._where_conditioned(refined, x, t)
-
-    def _where_conditioned(self, refined: Tensor, x: Tensor, t: int) -> Tensor:
-        """refined for the images whose range [b, a] holds t, else x."""
-        lows = as_tuple(self.settings.condition_to)
-        highs = as_tuple(self._highest)
-        inside = [b <= t <= a for a, b in _paired(highs, lows)]
-        if all(inside):
-            return refined
+            y = self.schedule.q_sample(y, level, self._noise(x))
         if not any(inside):
             return x
-        return torch.where(torch.tensor(inside, device=x.device).reshape(-1, 1, 1, 1), refined, x)
+        return _where(inside, x + self.settings.low_pass(y - x), x)
 
-    @property
-    def _highest(self) -> int | tuple[int, ...]:
-        a = self.settings.condition_from
-        return self.schedule.num_timesteps if a is None else a
+    def _noise(self, x: Tensor) -> Tensor:
+        """The noise of the reference in this step."""
+        if self.settings.reference_noise == "fixed" and self.x_T is not None:
+            return self.x_T
+        if self.settings.reference_noise == "matched":
+            return x if self._eps is None else self._eps
+        return self.noise.draw("reference", x)
+
+    def _extrapolated(self, eps: Tensor, t: int, s: int) -> Tensor:
+        """eps as the network would say it halfway to s, from its last two values; see docs/samplers.md."""
+        kappa = self.settings.eps_extrapolation
+        if kappa == 0 or s == 0 or self._before is None:
+            return eps
+        t_before, eps_before = self._before
+        lam = self.schedule.log_snr_half
+        h, h_before = float(lam[s] - lam[t]), float(lam[t] - lam[t_before])
+        # Small steps need none, and would amplify the network's error.
+        fade = min(1.0, max(0.0, h / NO_EXTRAPOLATION_BELOW - 1))
+        return eps + fade * min(1.0, kappa * h / h_before) * (eps - eps_before)
+
+    def _inside(self, s: int) -> list[bool]:
+        """Whether a step that goes to s is conditioned: one, or one an image."""
+        range_t = self.settings.respaced_range_t
+        if range_t is not None and sum(u < self._from for u in self.timesteps) <= range_t:
+            return [False]
+        highs = self.schedule.num_timesteps if self.settings.condition_from is None else self.settings.condition_from
+        return [b <= s <= a for a, b in _paired(as_tuple(highs), as_tuple(self.settings.condition_to))]
+
+
+NO_EXTRAPOLATION_BELOW = 0.2
+"""Half-log-SNR: steps this small take eps as it is, steps of twice as much extrapolate in full."""
+
+
+def _where(inside: list[bool], refined: Tensor, x: Tensor) -> Tensor:
+    """refined for the images that are inside, else x."""
+    if all(inside):
+        return refined
+    return torch.where(torch.tensor(inside, device=x.device).reshape(-1, 1, 1, 1), refined, x)
 
 
 def _paired(highs: tuple[int, ...], lows: tuple[int, ...]) -> list[tuple[int, int]]:

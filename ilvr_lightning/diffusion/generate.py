@@ -83,7 +83,7 @@ def generate_steps(
     run = Run(
         denoise=at_level,
         schedule=schedule,
-        conditioning=ilvr.start(schedule, noise, timesteps) if ilvr else Unconditional(),
+        conditioning=ilvr.start(schedule, noise, timesteps, x_T) if ilvr else Unconditional(),
         noise=noise,
         timesteps=timesteps,
         plan=plan,
@@ -108,6 +108,7 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None) -> ILVR | N
         reference=reference.to(x_T).expand_as(x_T),
         low_pass=LowPassFilter((height, width), plan.factor, plan.kernel, plan.orthogonal),
         reference_noise=plan.reference_noise,
+        eps_extrapolation=plan.eps_extrapolation,
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,
         respaced_range_t=plan.respaced_range_t,

@@ -10,7 +10,7 @@ Spacing = Literal["uniform", "quadratic", "logsnr"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
 Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
 Variance = Literal["auto", "small", "large", "learned"]
-ReferenceNoise = Literal["fresh", "fresh_released"]
+ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": get_args(SamplerName),
@@ -50,7 +50,10 @@ class SamplingPlan:
     """Make the low-pass filter the orthogonal projection onto the same space."""
     reference_noise: ReferenceNoise = "fresh"
     """How the reference is noised: fresh draws anew at every step, at the level that the step goes to (Choi et al.
-    2021, algorithm 1); fresh_released at the level that it comes from, as the paper's released code does."""
+    2021, algorithm 1); matched takes the network's own eps; fixed has one noise for the run, x_T's; fresh_released
+    draws anew, at the level that the step comes from, as the paper's released code does."""
+    eps_extrapolation: float = 0.0
+    """Of matched noise: how far it is extrapolated from the last two eps, 0 (not at all) to 1."""
     condition_from: int | tuple[int, ...] | None = None
     """The paper's a: a step is conditioned when the timestep that it goes to is in [condition_to, condition_from];
     none means T."""
@@ -69,6 +72,13 @@ class SamplingPlan:
             raise ValueError(f"sampling.num_steps must be at least 1: got {self.num_steps}")
         if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
             raise ValueError(f"sampling.eta must be between 0 and 1: got {self.eta}")
+        if not (math.isfinite(self.eps_extrapolation) and 0 <= self.eps_extrapolation <= 1):
+            raise ValueError(f"sampling.eps_extrapolation must be between 0 and 1: got {self.eps_extrapolation}")
+        if self.eps_extrapolation and self.reference_noise != "matched":
+            raise ValueError(
+                "sampling.eps_extrapolation is of sampling.reference_noise=matched: "
+                f"got {self.eps_extrapolation} with {self.reference_noise}"
+            )
         for name in ("factor", "condition_to", "condition_from"):
             if getattr(self, name) == ():
                 raise ValueError(f"sampling.{name} is an empty list; give one number, or one an image")
