@@ -61,6 +61,20 @@ def _adm(loaded: LoadedDenoiser, out: Path) -> list[Path]:
     return [_write(out, lambda path: torch.save(state, path))]
 
 
+def note_on_reading(loaded: LoadedDenoiser, kind: str) -> str | None:
+    """What must be given beside an exported file so that it is read as this network, or None."""
+    if kind != "adm":
+        return None
+    shapes = {
+        theirs: tuple(loaded.network.state_dict()[name].shape)
+        for name, (theirs,) in adm.names(loaded.network.state_dict(), loaded.network.config).items()
+    }
+    needed = adm.needed_overrides(loaded.description, shapes)
+    if not needed:
+        return None
+    return "read it with " + " ".join(f"--override {name}={value}" for name, value in needed.items())
+
+
 def _diffusers(loaded: LoadedDenoiser, out: Path) -> list[Path]:
     description = loaded.description
     if reason := diffusers.refusal(description):
