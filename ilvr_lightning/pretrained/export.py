@@ -13,7 +13,7 @@ from torch import Tensor
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.blocks import Attention
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained import adm, diffusers, own
+from ilvr_lightning.pretrained import adm, diffusers, diffusers_scheduler, own
 from ilvr_lightning.pretrained.card import model_card
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 
@@ -93,7 +93,7 @@ def _diffusers(loaded: LoadedDenoiser, out: Path) -> list[Path]:
     return [
         _write(weights, lambda path: save_file(state, path, {"format": "pt"})),
         _write_json(out / "unet" / "config.json", diffusers.unet_config(description)),
-        _write_json(out / "scheduler" / "scheduler_config.json", diffusers.scheduler_config(description)),
+        _write_json(out / "scheduler" / "scheduler_config.json", diffusers_scheduler.scheduler_config(description)),
         _write_json(out / "model_index.json", index),
     ]
 

@@ -14,7 +14,7 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained import adm, ddim, diffusers, own
+from ilvr_lightning.pretrained import adm, ddim, diffusers, diffusers_scheduler, own
 from ilvr_lightning.pretrained.description import Description, Overrides
 from ilvr_lightning.pretrained.files import WHAT_LOADS, StateDict, Weights, fill, read_content, state_dict_of
 
@@ -195,7 +195,7 @@ def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> F
 def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None) -> Found:
     description = diffusers.describe(folder, overrides)
     names = functools.partial(diffusers.names, config=description.model, words=diffusers.words_of(state.shapes))
-    files = [state.path, folder / "config.json", diffusers.scheduler_file(folder)]
+    files = [state.path, folder / "config.json", diffusers_scheduler.scheduler_file(folder)]
     return Found(
         description=description, weights=state, names=names, files=tuple(file for file in files if file is not None)
     )
