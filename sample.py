@@ -29,12 +29,12 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     from ilvr_lightning.jobs import SampleJobs, make_jobs
     from ilvr_lightning.pretrained.load import load_denoiser
     from ilvr_lightning.runs import make_writable
-    from ilvr_lightning.sampling import ILVRSampler, SampleWriter, file_sha256, write_references
+    from ilvr_lightning.sampling import ILVRSampler, SampleWriter, write_references
     from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape, make_trainer, use_bf16
 
     folder = Path(args.out)
     checkpoint = find_checkpoint(args.ckpt)
-    loaded = load_denoiser(checkpoint, args.weights, dict(args.overrides) or None, say=announce)
+    loaded = load_denoiser(checkpoint, args.weights, dict(args.override) or None, say=announce)
     if args.clip is None:
         plan = replace(plan, clip=loaded.clip)
     shape = fitting_shape(loaded, args.image_size, args.factor if args.ref else [], plan)
@@ -49,8 +49,8 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
             plan.resolved(loaded.schedule.num_timesteps),
             seed=args.seed,
             weights=args.weights,
-            checkpoint_sha256=file_sha256(loaded.file),
-            overrides=dict(args.overrides),
+            checkpoint_sha256=loaded.found.sha256,
+            overrides=dict(args.override),
             folder=folder,
             overwrite=args.overwrite,
         ),

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     from ilvr_lightning.sampling import ILVRSampler
     from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape
 
-    loaded = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.overrides) or None)
+    loaded = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override) or None)
     shape = fitting_shape(loaded, args.image_size, args.factor, plan)
     references = find_references(args.ref, shape, args.fit)
     module = ILVRSampler(loaded, shape, plan, args.precision == "bf16")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ilvr_lightning.diffusion.low_pass import LowPassFilter as LowPassFilter
     from ilvr_lightning.diffusion.plan import SamplingPlan as SamplingPlan
     from ilvr_lightning.diffusion.schedule import NoiseSchedule as NoiseSchedule
+    from ilvr_lightning.diffusion.schedule import respaced_timesteps as respaced_timesteps
     from ilvr_lightning.pretrained.load import load_denoiser as load_denoiser
 
 _HOME = {
@@ -22,6 +23,7 @@ _HOME = {
     "generate": "diffusion.generate",
     "generate_steps": "diffusion.generate",
     "load_denoiser": "pretrained.load",
+    "respaced_timesteps": "diffusion.schedule",
 }
 __all__ = list(_HOME)
 

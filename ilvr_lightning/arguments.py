@@ -104,8 +104,7 @@ def make_parser() -> Parser:
     add("--num-samples", type=int, default=4, metavar="N", help="pictures a reference and factor (%(default)s)")
     add("--unconditional", action="store_true", help="follow no reference")
     add("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    add("--overrides", type=override, nargs="+", default=[], metavar="KEY=VALUE",
-        help="what a foreign checkpoint cannot tell, under ADM's flag names, as num_heads=4")  # fmt: skip
+    add_override(parser)
     add("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     add("--fit", choices=("crop", "pad"), default="crop", help="how references of another shape fit (%(default)s)")
     add("--image-size", type=_size, metavar="S|HxW", help="pixels, where the network allows another size")
@@ -159,7 +158,15 @@ def _range(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def override(text: str) -> tuple[str, int | bool | str]:
+def add_override(parser: argparse.ArgumentParser) -> None:
+    """The flag for what a foreign checkpoint cannot tell."""
+    parser.add_argument(
+        "--override", type=_override, action="append", default=[], metavar="KEY=VALUE",
+        help="what a foreign checkpoint cannot tell, under ADM's flag names, as num_heads=4; as often as needed",
+    )  # fmt: skip
+
+
+def _override(text: str) -> tuple[str, int | bool | str]:
     """KEY=VALUE with a whole number, true, false or a word for its value."""
     key, equals, value = text.partition("=")
     if not (key and equals and value):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
-from ilvr_lightning.errors import did_you_mean
 from ilvr_lightning.models.config import UNetConfig
+from ilvr_lightning.trainer_keys import check_trainer
 
 
 def _require(condition: bool, message: str) -> None:
@@ -223,59 +223,6 @@ class CheckpointConfig:
         _positive("checkpoint", self, "every_n_steps")
 
 
-TRAINER_KEYS = (
-    "accelerator",
-    "strategy",
-    "devices",
-    "num_nodes",
-    "precision",
-    "fast_dev_run",
-    "max_epochs",
-    "min_epochs",
-    "max_steps",
-    "min_steps",
-    "max_time",
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "overfit_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "log_every_n_steps",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "accumulate_grad_batches",
-    "deterministic",
-    "benchmark",
-    "profiler",
-    "detect_anomaly",
-    "barebones",
-    "sync_batchnorm",
-    "default_root_dir",
-)
-"""The Trainer's arguments that a run may set; callbacks, logger and sampler are the project's own."""
-
-
-WHOLE_TRAINER_KEYS = {
-    "max_epochs": -1,
-    "min_epochs": 0,
-    "max_steps": -1,
-    "min_steps": 0,
-    "num_nodes": 1,
-    "log_every_n_steps": 1,
-    "accumulate_grad_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "num_sanity_val_steps": -1,
-}
-"""Of these the Trainer finds out late, or never; each with its least value."""
-
-
-SWITCHES = ("enable_progress_bar", "enable_model_summary", "benchmark", "detect_anomaly", "sync_batchnorm", "barebones")
-"""Of these the Trainer takes any value for true."""
-
-
 def _trainer_defaults() -> dict[str, Any]:
     return {"max_epochs": 100, "log_every_n_steps": 25, "default_root_dir": "runs"}
 
@@ -322,18 +269,7 @@ class Config:
             plan.variance != "learned" or self.model.learn_sigma,
             "sampling.variance=learned needs model.learn_sigma=true; give small, large or auto",
         )
-        for key, lowest in WHOLE_TRAINER_KEYS.items():
-            value = self.trainer.get(key)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-            _require(value is None or whole, f"trainer.{key} must be a whole number, at least {lowest}: got {value!r}")
-        for key in SWITCHES:
-            value = self.trainer.get(key)
-            _require(value is None or isinstance(value, bool), f"trainer.{key} must be true or false: got {value!r}")
-        for key in self.trainer:
-            _require(
-                key in TRAINER_KEYS,
-                f"unknown key trainer.{key}: {did_you_mean(f'trainer.{key}', [f'trainer.{k}' for k in TRAINER_KEYS])}",
-            )
+        check_trainer(self.trainer)
 
     @property
     def grid_plan(self) -> SamplingPlan:

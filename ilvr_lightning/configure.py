@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ilvr_lightning.config import TRAINER_KEYS, Config
+from ilvr_lightning.config import Config
 from ilvr_lightning.errors import UserError, did_you_mean
+from ilvr_lightning.trainer_keys import TRAINER_KEYS
 
 
 def load_config(arguments: Sequence[str], default: str | Path | None = None) -> tuple[Config, str]:

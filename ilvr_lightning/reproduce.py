@@ -12,10 +12,10 @@ from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.jobs import Job, plan_of, write_whole
-from ilvr_lightning.pretrained.load import load_denoiser, recognise
+from ilvr_lightning.pretrained.load import file_sha256, load_denoiser, recognise
 from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
 from ilvr_lightning.runs import make_writable
-from ilvr_lightning.sampling import ILVRSampler, file_sha256
+from ilvr_lightning.sampling import ILVRSampler
 from ilvr_lightning.session import find_references, fitting_shape
 
 
@@ -67,12 +67,15 @@ def reproduce(args: argparse.Namespace) -> int:
 
 def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:
     def candidates() -> Iterator[Path]:
-        if given is not None:
-            yield recognise(Path(given), overrides=recipe.overrides or None).weights.path
         for pattern in ("*.ckpt", "*.safetensors", "*.pt"):
             yield from source.parent.glob(pattern)
         yield from Path("runs").rglob("*.ckpt")
 
+    if (
+        given is not None
+        and recognise(Path(given), overrides=recipe.overrides or None).sha256 == recipe.checkpoint_sha256
+    ):
+        return Path(given)
     for path in candidates():
         if path.is_file() and file_sha256(path) == recipe.checkpoint_sha256:
             return path

@@ -1,7 +1,6 @@
 """What sample.py runs: sampling as a LightningModule, files as a callback."""
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -182,12 +181,6 @@ def write_references(references: Sequence[Reference], folder: Path) -> None:
         path = target / f"{reference.sha256}.png"
         if not path.exists():
             write_whole(path, functools.partial(to_image(reference.pixels).save, format="PNG"))
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_names(references: Sequence[Reference]) -> None:

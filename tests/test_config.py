@@ -9,9 +9,10 @@ import yaml
 from lightning import Trainer
 
 import ilvr_lightning
-from ilvr_lightning.config import TRAINER_KEYS, Config, DiffusionConfig
+from ilvr_lightning.config import Config, DiffusionConfig
 from ilvr_lightning.configure import config_from_plain, describe, load_config, to_yaml
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.trainer_keys import TRAINER_KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,12 +14,11 @@ from PIL import Image
 import sample
 import train
 from ilvr_lightning.pretrained.export import export
-from ilvr_lightning.pretrained.load import load_denoiser
-from ilvr_lightning.sampling import file_sha256
+from ilvr_lightning.pretrained.load import file_sha256, load_denoiser
 from tests import commands, golden
 
 TrainRun = Callable[..., Path]
-HEADS = ("--overrides", "num_head_channels=16")
+HEADS = ("--override", "num_head_channels=16")
 
 
 @pytest.fixture(scope="module")

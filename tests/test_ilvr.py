@@ -240,6 +240,12 @@ def test_plan_that_makes_no_sense(changes: dict[str, object], message: str) -> N
         SamplingPlan.preset("draft", **changes)
 
 
+def test_respaced_range_must_leave_a_step() -> None:
+    plan = SamplingPlan(num_steps=4, respaced_range_t=4)
+    with pytest.raises(ValueError, match="respaced_range_t must be below the number of steps, 4: got 4"):
+        plan.resolved(1000)
+
+
 def test_explicit_timesteps_override_the_number_of_steps() -> None:
     short = NoiseSchedule(torch.tensor([0.1, 0.5, 0.9]))
     plan = SamplingPlan(timesteps=(3, 1))

@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ilvr_lightning.config import Config, DataConfig, GridConfig
+from ilvr_lightning.config import Config, DataConfig, DiffusionConfig, GridConfig
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
@@ -98,6 +98,10 @@ def assert_same_weights(a: LoadedDenoiser, b: LoadedDenoiser) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+SILENT = {"predict_xstart": False}
+"""With golden.overrides, all that a state dict does not tell."""
+
+
 def adm_file(folder: Path, model: golden.ModelName = "ilvr", name: str = "adm.pt") -> Path:
     torch.save(golden.filled_state(model), folder / name)
     return folder / name
@@ -109,7 +113,7 @@ def adm_file(folder: Path, model: golden.ModelName = "ilvr", name: str = "adm.pt
 @pytest.mark.parametrize("model", golden.MODELS)
 def test_architecture_is_read_off_names_and_shapes(model: golden.ModelName, tmp_path: Path) -> None:
     h = golden.hparams(model)
-    found = recognise(adm_file(tmp_path, model), overrides=golden.overrides(model)).description
+    found = recognise(adm_file(tmp_path, model), overrides=golden.overrides(model) | SILENT).description
     assert found.kind == ("ADM state dict" if h["resblock_updown"] else "improved-diffusion state dict")
     assert found.assumed == ()
     config = found.model
@@ -167,9 +171,9 @@ def test_every_assumption_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "ADM state dict, 3x32x32" in said
     for assumption in ("image_size=32", "num_head_channels=64", "use_new_attention_order=False",
-                       "noise_schedule=linear", "diffusion_steps=1000"):  # fmt: skip
+                       "noise_schedule=linear", "diffusion_steps=1000", "predict_xstart=False"):  # fmt: skip
         assert assumption in said
-    load_denoiser(adm_file(tmp_path), overrides=golden.overrides("ilvr"))
+    load_denoiser(adm_file(tmp_path), overrides=golden.overrides("ilvr") | SILENT)
     assert "assumed" not in capsys.readouterr().out
 
 
@@ -321,7 +325,7 @@ def test_diffusers_scheduler(scheduler: dict[str, Any], schedule: str | None, tm
         ({"act_fn": "gelu"}, "act_fn=gelu"),
         ({"num_class_embeds": 10}, "num_class_embeds=10"),
         ({"add_attention": False}, "add_attention=False"),
-        ({"block_out_channels": [32, 48]}, "multiples of the first"),
+        ({"block_out_channels": [32, 48]}, "multiples of 32"),
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "they must match"),
         ({"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}, "CrossAttnDownBlock2D"),
         ({"down_block_types": 3}, "no readable UNet2DModel"),
@@ -656,7 +660,7 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for fact in ("ilvr_lightning checkpoint, 3x16x16", "channel_mult=1,2", "linear, T=1000, predicts eps",
                  "EMA          yes", "step         1234", "best val/loss 0.125"):  # fmt: skip
         assert fact in said
-    assert main(["inspect", str(adm_file(tmp_path)), "--overrides", "num_heads=2"]) == 0
+    assert main(["inspect", str(adm_file(tmp_path)), "--override", "num_heads=2"]) == 0
     said = capsys.readouterr().out
     state = golden.filled_state("ilvr")
     assert f"parameters   {sum(v.numel() for v in state.values()):,}" in said
@@ -680,7 +684,8 @@ def test_fine_tuning_takes_an_adm_files_weights(tmp_path: Path) -> None:
     expected = golden.network("ilvr").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     assert "ADM state dict" in said[0] and "weights taken over" in said[0]
-    assert "model.num_head_channels=16" in said[1]
+    assert "num_head_channels" in said[1]
+    assert "published default is model.num_head_channels=64" in said[-1] and "other heads" in said[-1]
 
 
 def test_fine_tuning_names_the_settings_that_differ(tmp_path: Path) -> None:
@@ -723,6 +728,69 @@ def test_fine_tuning_notes_another_schedule(tmp_path: Path) -> None:
     network = UNet(load_denoiser(folder, say=None).network.config, (16, 16))
     initialise(network, folder, Config().diffusion, say=said.append)
     assert "diffusion.schedule=cosine, this run has linear" in said[-1]
+
+
+def test_fine_tuning_from_improved_diffusions_long_schedules(tmp_path: Path) -> None:
+    path = adm_file(tmp_path, "improved")
+    ours = replace(golden.network("improved").config, timestep_scale=0.25)
+    diffusion = DiffusionConfig(schedule="cosine", num_timesteps=4000)
+    said: list[str] = []
+    initialise(unet_of(ours), path, diffusion, say=said.append)
+    assert not any("note" in line for line in said)
+    initialise(unet_of(replace(ours, timestep_scale=1.0)), path, diffusion, say=said.append)
+    assert "published default is model.timestep_scale=0.25, this run has 1.0" in said[-1]
+    initialise(unet_of(replace(ours, num_head_channels=64)), path, diffusion, say=said.append)
+    assert "published default is model.num_head_channels=-1 model.num_heads=4" in said[-1]
+
+
+def test_an_adm_file_says_what_it_must_be_read_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = own_checkpoint(tmp_path)
+    assert main(["export", str(path), "--to", "adm", str(tmp_path / "a.pt")]) == 0
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert note == "note         read it with --override image_size=16 --override num_head_channels=32"
+    words = note.split("read it with ")[1].replace("--override ", "").split()
+    overrides = {name: int(value) for name, _, value in (word.partition("=") for word in words)}
+    again, loaded = load_denoiser(tmp_path / "a.pt", overrides=overrides, say=None), load_denoiser(path, say=None)
+    assert again.image_shape == loaded.image_shape
+    x, t = inputs((3, 16, 16))
+    with torch.no_grad():
+        assert torch.equal(again.network(x, t), loaded.network(x, t))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"_class_name": "EDMEulerScheduler"}, "is for a EDMEulerScheduler"),
+        ({"num_train_timesteps": 10**12}, "up to 100,000"),
+        ({"num_train_timesteps": "x"}, "up to 100,000"),
+        ({"beta_start": None}, "makes no schedule"),
+        ({"beta_schedule": "laplace"}, "beta_schedule=laplace"),
+        ({"prediction_type": ["a"]}, "prediction_type"),
+        ({"rescale_betas_zero_snr": True}, "zero SNR"),
+    ],
+)
+def test_schedulers_that_do_not_fit(scheduler: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_folder(tmp_path, random_unet(PLAIN))
+    config = tmp_path / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | scheduler))
+    assert message in refused(tmp_path)
+
+
+def test_half_precision_variant_of_a_folder(tmp_path: Path) -> None:
+    unet = random_unet(PLAIN)
+    DDPMPipeline(unet.half(), DDPMScheduler()).save_pretrained(tmp_path, variant="fp16")
+    loaded = load_denoiser(tmp_path, say=None)
+    assert torch.equal(loaded.network.norm.weight, unet.conv_norm_out.weight.float())
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    assert "split into several files" in refused(tmp_path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = adm_file(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "checksum is wrong" in refused(path)
 
 
 def test_schedule_of_a_loaded_denoiser(tmp_path: Path) -> None:

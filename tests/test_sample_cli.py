@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import sample
 from ilvr_lightning.images import find_images, read_references
-from ilvr_lightning.sampling import file_sha256
+from ilvr_lightning.pretrained.load import file_sha256
 from tests import commands
 
 Sample = Callable[..., Path]

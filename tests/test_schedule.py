@@ -184,7 +184,24 @@ def test_respacing_by_a_number_is_uniform_spacing(num_steps: int) -> None:
     assert list(respaced_timesteps(1000, str(num_steps))) == spaced_timesteps(NoiseSchedule.linear(), num_steps)
 
 
-@pytest.mark.parametrize("respacing", ["", "ddim", "ddim501", "1001", "600,1", "5,0", "-3", "a", "ddim0", "10,,3"])
+def test_respacing_rounds_sums_of_strides_as_adm_does() -> None:
+    """Where a sum of strides should fall on a half, float rounding decides: 20 strides of 49.95, ten of them 499.5."""
+    assert 500 in respaced_timesteps(1000, "21") and 501 not in respaced_timesteps(1000, "21")
+    cases = {"43": 833, "31": 500}  # 0-based, of ADM's space_timesteps
+    for respacing, expected in cases.items():
+        assert expected + 1 in respaced_timesteps(1000, respacing)
+    differing = sum(
+        list(respaced_timesteps(1000, str(n))) != spaced_timesteps(NoiseSchedule.linear(), n) for n in range(2, 1001)
+    )
+    assert differing > 0
+
+
+def test_empty_respacing_is_every_timestep() -> None:
+    assert list(respaced_timesteps(50, "")) == list(range(50, 0, -1))
+    assert list(respaced_timesteps(10, "0,2")) == [10, 6]
+
+
+@pytest.mark.parametrize("respacing", ["ddim", "ddim501", "1001", "600,1", "0", "-3", "a", "ddim0", "10,,3"])
 def test_respacing_that_cannot_be(respacing: str) -> None:
     with pytest.raises(ValueError, match="respacing"):
         respaced_timesteps(1000, respacing)

@@ -118,7 +118,9 @@ class SamplingPlan:
 
         Args:
             name: "paper" (every timestep, fresh noise, bicubic: Choi et al. 2021), "ilvr_adm" (what the paper's
-                released code computes, its faults included) or "draft" (few steps).
+                released code computes, its faults included) or "draft" (few steps). ilvr_adm has 100 uniform steps;
+                another timestep_respacing of ADM's is timesteps=respaced_timesteps(T, "ddim50"). Where a network
+                learned no variance ADM's scripts take variance="large", which no file tells.
             **changes: fields to set otherwise.
 
         Raises:
@@ -142,6 +144,10 @@ class SamplingPlan:
             raise ValueError(f"sampling.num_steps must be at most T={T}: got {num_steps}")
         if self.timesteps is not None and self.timesteps[0] > T:
             raise ValueError(f"sampling.timesteps must start at T={T} or below: got {self.timesteps[0]}")
+        if self.respaced_range_t is not None and self.respaced_range_t >= num_steps:
+            raise ValueError(
+                f"sampling.respaced_range_t must be below the number of steps, {num_steps}: got {self.respaced_range_t}"
+            )
         condition_from = T if self.condition_from is None else self.condition_from
         for field, value in (("condition_from", condition_from), ("condition_to", self.condition_to)):
             for t in as_tuple(value):

@@ -132,7 +132,7 @@ def respaced_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
     Args:
         num_timesteps: T.
         respacing: "ddimN": every k-th timestep, with the least k that gives N of them; or numbers separated by
-            commas: [1, T] in as many equal sections, each with so many evenly spaced timesteps.
+            commas: [1, T] in as many equal sections, each with so many evenly spaced timesteps; or "": all.
 
     Returns:
         1-based timesteps, descending.
@@ -140,7 +140,7 @@ def respaced_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
     Raises:
         ValueError: respacing cannot be read, or asks for more steps than there are.
     """
-    T, asked = num_timesteps, respacing.strip()
+    T, asked = num_timesteps, respacing.strip() or str(num_timesteps)
     if asked.startswith("ddim") and asked[4:].isdigit():
         for stride in range(1, T + 1):
             taken = range(1, T + 1, stride)
@@ -148,7 +148,7 @@ def respaced_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
                 return tuple(reversed(taken))
         raise ValueError(f"no whole stride gives {asked[4:]} of {T} timesteps: got respacing={respacing!r}")
     counts = asked.split(",")
-    if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
+    if not all(count.strip().isdigit() for count in counts) or not any(map(int, counts)):
         raise ValueError(f"respacing must read 100, ddim50 or 10,20,30: got {respacing!r}")
     timesteps: list[int] = []
     first, (size, longer) = 1, divmod(T, len(counts))
@@ -159,7 +159,10 @@ def respaced_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
                 f"respacing={respacing!r} asks for {count} of the {length} timesteps in a section of T={T}"
             )
         gap = (length - 1) / (count - 1) if count > 1 else 1.0
-        timesteps += [first + round(i * gap) for i in range(count)]
+        place = 0.0
+        for _ in range(count):  # summed up as ADM does: where the sum falls on a half, its rounding decides
+            timesteps.append(first + round(place))
+            place += gap
         first += length
     return tuple(reversed(timesteps))
 

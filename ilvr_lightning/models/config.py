@@ -70,6 +70,20 @@ class UNetConfig:
         if self.num_heads < 1:
             raise ValueError(f"model.num_heads must be at least 1: got {self.num_heads}")
 
+    def heads(self, width: int) -> int:
+        """Attention heads of a level so wide; a level narrower than one head has a single one.
+
+        Raises:
+            ValueError: they do not divide it.
+        """
+        count = self.num_heads if self.num_head_channels == -1 else max(1, width // self.num_head_channels)
+        if width % count or (self.num_head_channels != -1 and count > 1 and width % self.num_head_channels):
+            raise ValueError(
+                f"model.num_head_channels or model.num_heads must divide a level's {width} channels: "
+                f"got {self.num_head_channels} and {self.num_heads}"
+            )
+        return count
+
     def check_size(self, height: int, width: int) -> None:
         """Raise a ValueError that says what to give unless the levels divide the size."""
         multiple = self.patch_size * 2 ** (len(self.channel_mult) - 1)

@@ -148,13 +148,4 @@ class UNet(nn.Module):
 
     def _heads(self, channels: int) -> Attention:
         config = self.config
-        num_heads = config.num_heads
-        if config.num_head_channels != -1:
-            # A level narrower than one head has a single one.
-            num_heads = -(-channels // config.num_head_channels)
-        if channels % num_heads:
-            raise ValueError(
-                f"model.num_head_channels or model.num_heads must divide a level's {channels} channels: "
-                f"got {config.num_head_channels} and {config.num_heads}"
-            )
-        return Attention(channels, num_heads, config.use_new_attention_order, self._norm)
+        return Attention(channels, config.heads(channels), config.use_new_attention_order, self._norm)

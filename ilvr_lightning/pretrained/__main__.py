@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ilvr_lightning.arguments import Parser, override
+from ilvr_lightning.arguments import Parser, add_override
 from ilvr_lightning.cli import command
 
 
@@ -26,8 +26,7 @@ def make_parser() -> Parser:
     out.set_defaults(run=export)
     for each in (look, out):
         each.add_argument("checkpoint", type=Path, metavar="PATH")
-        each.add_argument("--overrides", type=override, nargs="+", default=[], metavar="KEY=VALUE",
-                          help="what a foreign file cannot tell, under ADM's flag names, as num_heads=4")  # fmt: skip
+        add_override(each)
     out.add_argument("--to", choices=("safetensors", "adm", "diffusers"), required=True)
     out.add_argument("out", type=Path, metavar="OUT")
     out.add_argument("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
@@ -40,7 +39,7 @@ def inspect(args: argparse.Namespace) -> int:
 
     from ilvr_lightning.pretrained.load import make_network, recognise
 
-    found = recognise(args.checkpoint, overrides=dict(args.overrides))
+    found = recognise(args.checkpoint, overrides=dict(args.override))
     description = found.description
     with torch.device("meta"):
         network = make_network(description)
@@ -57,11 +56,14 @@ def inspect(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """Convert a checkpoint."""
     from ilvr_lightning.pretrained.export import export as write
+    from ilvr_lightning.pretrained.export import note_on_reading
     from ilvr_lightning.pretrained.load import load_denoiser
 
-    loaded = load_denoiser(args.checkpoint, args.weights, dict(args.overrides))
+    loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     for path in write(loaded, args.to, args.out):
         print(f"wrote        {path}")
+    if (note := note_on_reading(loaded, args.to)) is not None:
+        print(f"note         {note}")
     return 0
 
 

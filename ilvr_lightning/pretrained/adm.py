@@ -1,12 +1,13 @@
 """State dicts of ADM and its kin: guided-diffusion, improved-diffusion, ilvr_adm, P2-weighting."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
-from ilvr_lightning.pretrained.description import Description, Overrides, model_config
+from ilvr_lightning.pretrained.description import Description, Overrides, model_config, multipliers
 from ilvr_lightning.pretrained.files import Shape
 
 OPEN = {
@@ -71,71 +72,69 @@ def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> D
         UserError: it is a conditional network, no denoiser, or makes no network of this kind.
     """
     _refuse_conditional(shapes)
-    kind = "ADM state dict"
-    outputs = 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("output_blocks."))
-    # The last block of each level but the finest ends in an upsampling: a convolution, or a residual block.
-    ups = {
-        int(m[1]) for n in shapes if (m := re.match(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight", n))
-    }
-    levels = len(ups) + 1
-    blocks, remainder = divmod(outputs, levels)
-    if remainder or blocks < 2:
-        raise UserError(
-            f"an ADM state dict whose {outputs} output blocks do not make {levels} levels; it is another net"
-        )
-    blocks -= 1
+    levels, blocks = _levels_and_blocks(shapes)
     updown = any(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", n) for n in shapes)
-    if not updown:
-        kind = "improved-diffusion state dict"
-    o = Overrides(overrides, OPEN, kind)
+    author = "ADM" if updown else "improved-diffusion"
+    o = Overrides(overrides, OPEN, f"an {author} state dict")
 
     channels = shapes["time_embed.0.weight"][1]
     first = [1 + level * (blocks + 1) for level in range(levels)]
-    try:
-        widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
-        embedding = shapes["input_blocks.1.0.emb_layers.1.weight"][0]
-        image_channels, out_channels = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
-    except (KeyError, IndexError) as error:
-        raise UserError(f"an ADM state dict without {error}; it is damaged, or another network") from None
-    if any(width % channels for width in widths):
-        raise UserError(f"an ADM state dict with levels of {widths} channels, no multiples of {channels}")
-    mult = tuple(width // channels for width in widths)
+    widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
+    mult = multipliers(widths, channels)
     attention = [level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in shapes]
     size = o.image_size(mult, attention)
-    if updown or "num_head_channels" in o.given:
-        # Whoever names num_heads alone means it.
-        default = -1 if "num_heads" in o.given else 64
-        head_channels = default if "num_heads" in o.given and "num_head_channels" not in o.given else o.take(
-            "num_head_channels", default, "ADM's"
-        )  # fmt: skip
-    else:
-        head_channels = -1
-    num_heads = o.take("num_heads", 4, "the published default") if head_channels == -1 else 4
-    new_order = o.take("use_new_attention_order", False, "the published default") if attention or updown else False
-    diffusion = o.diffusion(prediction="x0" if o.given.get("predict_xstart") else "eps")
-    rescaled = False
-    if diffusion.T != 1000:
-        rescaled = o.take("rescale_timesteps", not updown, "the default of " + kind.split()[0])
+    num_head_channels, num_heads = _heads(o, updown)
+    new_order = o.take("use_new_attention_order", False, "the published default")
+    prediction = "x0" if o.take("predict_xstart", False, "the published default") else "eps"
+    diffusion = o.diffusion(prediction=prediction)
+    rescaled = diffusion.T != 1000 and o.take("rescale_timesteps", not updown, f"the default of {author}")
+    image_channels, out_channels = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
     model = model_config(
         channels=channels,
         channel_mult=mult,
         num_res_blocks=blocks,
         attention_resolutions=tuple(size // 2**level for level in attention),
-        num_head_channels=head_channels,
+        num_head_channels=num_head_channels,
         num_heads=num_heads,
         resblock_updown=updown,
-        use_scale_shift_norm=embedding == 2 * widths[0],
+        use_scale_shift_norm=shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * widths[0],
         use_new_attention_order=new_order,
         learn_sigma=out_channels == 2 * image_channels,
         timestep_scale=1000 / diffusion.T if rescaled else 1.0,
     )
     return Description(
-        kind=kind,
+        kind=f"{author} state dict",
         model=model,
         image_shape=(image_channels, size, size),
         diffusion=diffusion,
         assumed=tuple(o.assumed),
     )
+
+
+def _levels_and_blocks(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """How many levels, and residual blocks a level on the way down."""
+    outputs = {int(m[1]) for n in shapes if (m := re.match(r"output_blocks\.(\d+)\.", n))}
+    # The last block of each level but the finest ends in an upsampling: a convolution, or a residual block.
+    upsampling = r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight"
+    levels = 1 + len({m[1] for n in shapes if (m := re.match(upsampling, n))})
+    blocks, remainder = divmod(len(outputs), levels)
+    if remainder or blocks < 2 or outputs != set(range(len(outputs))):
+        raise UserError(
+            f"an ADM state dict whose {len(outputs)} output blocks do not make {levels} levels; "
+            "it is damaged, or another network"
+        )
+    return levels, blocks - 1
+
+
+def _heads(o: Overrides, updown: bool) -> tuple[int, int]:
+    """num_head_channels and num_heads; the first wins unless it is -1, and whoever gives the second alone means it."""
+    if "num_heads" in o.given:
+        channels = o.given.get("num_head_channels", -1)
+    elif updown or "num_head_channels" in o.given:
+        channels = o.take("num_head_channels", 64, "the published default")
+    else:
+        channels = -1
+    return channels, o.take("num_heads", 4, "the published default") if channels == -1 else o.given.get("num_heads", 4)
 
 
 def _refuse_conditional(shapes: Mapping[str, Shape]) -> None:
@@ -157,14 +156,52 @@ def _refuse_conditional(shapes: Mapping[str, Shape]) -> None:
 
 def refusal(description: Description) -> str | None:
     """Why ADM's code could not run a network, or None."""
-    model, default = description.model, UNetConfig()
+    model, default, diffusion = description.model, UNetConfig(), description.diffusion
     for name in ("patch_size", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_num_groups", "norm_eps"):
         if getattr(model, name) != getattr(default, name):
             return f"ADM's network has no model.{name}={getattr(model, name)}"
+    if model.timestep_scale not in (1.0, 1000 / diffusion.T):
+        return f"ADM's code knows no model.timestep_scale={model.timestep_scale}"
     if any(model.channels * mult % 32 for mult in model.channel_mult):
         return "ADM's network needs widths that 32 divides"
-    if description.diffusion.prediction == "v":
+    if any(model.channels * m % model.num_head_channels for m in model.channel_mult if model.num_head_channels != -1):
+        return f"ADM's network needs widths that model.num_head_channels={model.num_head_channels} divides"
+    if description.image_shape[1] != description.image_shape[2]:
+        return "ADM's images are square"
+    if diffusion.prediction == "v":
         return "ADM's code knows no diffusion.prediction=v"
-    if description.diffusion.betas is not None:
+    if diffusion.betas is not None:
         return "ADM's code knows no explicit betas"
     return None
+
+
+def needed_overrides(description: Description, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What must be said beside a state dict of ADM so that it is read as this network."""
+    model, diffusion = description.model, description.diffusion
+    whole = {
+        "image_size": description.image_shape[1],
+        "num_head_channels": model.num_head_channels,
+        "num_heads": model.num_heads,
+        "use_new_attention_order": model.use_new_attention_order,
+        "noise_schedule": diffusion.schedule,
+        "diffusion_steps": diffusion.T,
+        "predict_xstart": diffusion.prediction == "x0",
+        "rescale_timesteps": model.timestep_scale != 1,
+    }
+    if model.num_head_channels != -1:
+        del whole["num_heads"]
+    if diffusion.T == 1000:
+        del whole["rescale_timesteps"]
+    for name in list(whole):
+        without = {key: value for key, value in whole.items() if key != name}
+        if _same(describe(shapes, without), description):
+            whole = without
+    return whole
+
+
+def _same(a: Description, b: Description) -> bool:
+    """Whether two descriptions are of one network, whatever they say of how they were made."""
+    heads = [[d.model.heads(d.model.channels * m) for m in d.model.channel_mult] for d in (a, b)]
+    models = [dataclasses.replace(d.model, dropout=0.0, num_heads=1, num_head_channels=-1) for d in (a, b)]
+    diffusions = [(d.diffusion.schedule, d.diffusion.T, d.diffusion.prediction) for d in (a, b)]
+    return heads[0] == heads[1] and models[0] == models[1] and diffusions[0] == diffusions[1]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
-from ilvr_lightning.pretrained.description import Description, Overrides, model_config
+from ilvr_lightning.pretrained.description import Description, Overrides, model_config, multipliers
 from ilvr_lightning.pretrained.files import Shape
 from ilvr_lightning.pretrained.levels import Words, names_by_level
 
@@ -63,20 +63,16 @@ def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> D
         UserError: it makes no network of this kind.
     """
     kind = "DDIM state dict (Ho et al. 2020)"
-    o = Overrides(overrides, OPEN, kind)
-    places = [(int(m[1]), int(m[2])) for n in shapes if (m := re.match(r"down\.(\d+)\.block\.(\d+)\.norm1\.weight", n))]
-    levels, blocks = (1 + max(values) for values in zip(*places, strict=True))
+    o = Overrides(overrides, OPEN, f"a {kind}")
+    places = {(int(m[1]), int(m[2])) for n in shapes if (m := re.match(r"down\.(\d+)\.block\.(\d+)\.norm1\.weight", n))}
+    levels, blocks = (len(set(values)) for values in zip(*places, strict=True))
+    if places != {(level, j) for level in range(levels) for j in range(blocks)}:
+        raise UserError("a DDIM state dict whose levels have different numbers of blocks; it is another network")
     channels = shapes["temb.dense.0.weight"][1]
-    try:
-        widths = [shapes[f"down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
-        image_channels, out_channels = shapes["conv_in.weight"][1], shapes["conv_out.weight"][0]
-    except KeyError as error:
-        raise UserError(f"a DDIM state dict without {error}; it is damaged, or another network") from None
-    if any(width % channels for width in widths):
-        raise UserError(f"a DDIM state dict with levels of {widths} channels, no multiples of {channels}")
-    mult = tuple(width // channels for width in widths)
+    mult = multipliers([shapes[f"down.{level}.block.0.conv1.weight"][0] for level in range(levels)], channels)
     attention = [level for level in range(levels) if f"down.{level}.attn.0.q.weight" in shapes]
     size = o.image_size(mult, attention)
+    image_channels, out_channels = shapes["conv_in.weight"][1], shapes["conv_out.weight"][0]
     model = model_config(
         channels=channels,
         channel_mult=mult,

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ilvr_lightning.config import DiffusionConfig
+from ilvr_lightning.config import MAX_SIDE, DiffusionConfig
 from ilvr_lightning.errors import UserError, did_you_mean
 from ilvr_lightning.models.config import UNetConfig
 
@@ -31,6 +31,11 @@ class Description:
     facts: dict[str, Any] = field(default_factory=dict)
     """What is known of its training: step, val_loss."""
 
+    @property
+    def assumed_names(self) -> set[str]:
+        """Names of what was assumed."""
+        return {assumption.partition("=")[0] for assumption in self.assumed}
+
     def lines(self) -> list[str]:
         """The description for a reader, a line each."""
         height, width = self.image_shape[1:]
@@ -44,7 +49,8 @@ class Description:
         d = self.diffusion
         schedule = "explicit betas" if d.betas is not None else d.schedule
         lines = [f"{self.kind}, {self.image_shape[0]}x{height}x{width}", f"model        {' '.join(model)}"]
-        lines += [f"diffusion    {schedule}, T={d.T}, predicts {d.prediction}"]
+        clips = "clips x_0" if self.clip else "does not clip x_0"
+        lines += [f"diffusion    {schedule}, T={d.T}, predicts {d.prediction}, {clips}"]
         if self.assumed:
             lines += [f"assumed      {'; '.join(self.assumed)}"]
         return lines
@@ -103,11 +109,24 @@ class Overrides:
             size, why = FULL_SIZES[channel_mult], f"the published size for channel_mult {_short(channel_mult)}"
         else:
             first = min(attention_levels, default=len(channel_mult) - 1)
-            size, why = 16 << first, "a guess: attention begins at 16 px; tell it if it is another"
+            size = max(16 << first, 2 ** (len(channel_mult) - 1))
+            why = "a guess: as if attention began at 16 px; tell it if it is another"
         size = self.take("image_size", size, why)
-        if size < 1:
-            raise UserError(f"overrides['image_size'] must be positive: got {size}")
+        multiple = 2 ** (len(channel_mult) - 1)
+        if size < 1 or size % multiple or size > MAX_SIDE:
+            raise UserError(f"overrides['image_size'] must be a multiple of {multiple}, up to {MAX_SIDE}: got {size}")
         return int(size)
+
+
+def multipliers(widths: list[int], channels: int) -> tuple[int, ...]:
+    """Widths of the levels as multiples of the first.
+
+    Raises:
+        UserError: they are none.
+    """
+    if not channels or any(width % channels or not width for width in widths):
+        raise UserError(f"a network with levels of {widths} channels: they must be multiples of {channels}")
+    return tuple(width // channels for width in widths)
 
 
 def model_config(**settings: Any) -> UNetConfig:

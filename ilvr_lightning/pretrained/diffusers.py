@@ -5,20 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ilvr_lightning.config import DiffusionConfig
-from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
-from ilvr_lightning.pretrained.description import Description, Overrides, model_config
+from ilvr_lightning.pretrained.description import Description, Overrides, model_config, multipliers
+from ilvr_lightning.pretrained.diffusers_scheduler import CLIPPING, diffusion_of, read_scheduler
 from ilvr_lightning.pretrained.files import Shape, read_json
 from ilvr_lightning.pretrained.levels import Words, names_by_level
 
-WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = "diffusion_pytorch_model"
+WEIGHT_FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin", f"{WEIGHTS}.*.safetensors", f"{WEIGHTS}.*.bin")
+"""The last two are variants, as fp16."""
 OPEN = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 WORDS = Words(
     whole={
@@ -78,9 +75,23 @@ def words_of(shapes: Mapping[str, Shape]) -> Words:
 def network_folder(folder: Path) -> Path | None:
     """The folder with the network's config.json: this one, or unet/ in it."""
     for candidate in (folder / "unet", folder):
-        if (candidate / "config.json").is_file() or any((candidate / name).is_file() for name in WEIGHT_FILES):
+        if (candidate / "config.json").is_file():
             return candidate
     return None
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights in a network's folder; a variant where there is nothing else.
+
+    Raises:
+        UserError: there are none, or they are split up.
+    """
+    if split := next(folder.glob(f"{WEIGHTS}*.index.json"), None):
+        raise UserError(f"{folder}: its weights are split into several files ({split.name}); save them as one")
+    for pattern in WEIGHT_FILES:
+        if file := next(iter(sorted(folder.glob(pattern))), None):
+            return file
+    raise UserError(f"{folder} holds no weights: {' or '.join(WEIGHT_FILES[:2])} is missing")
 
 
 def describe(folder: Path, overrides: dict[str, Any] | None) -> Description:
@@ -104,20 +115,23 @@ def describe(folder: Path, overrides: dict[str, Any] | None) -> Description:
     size = o.given.get("image_size", config.get("sample_size"))
     if size is None:
         size = o.take("image_size", 32, "a guess: the folder does not tell")
-    height, width = size if isinstance(size, list | tuple) else (size, size)
     try:
-        model = _model(config, int(height))
+        height, width = map(int, size if isinstance(size, list | tuple) else (size, size))
         image_channels = int(config.get("in_channels", 3))
+        model = _model(config, height)
         model = replace(model, learn_sigma=int(config.get("out_channels", 3)) == 2 * image_channels)
-    except (TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{folder / 'config.json'} holds no readable UNet2DModel ({error!r})") from None
-    scheduler = _scheduler(folder)
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'} holds no readable UNet2DModel ({error!r:.100})") from None
+    scheduler = read_scheduler(folder)
     if scheduler is None:
         diffusion, clip = o.diffusion(), True
     else:
         if given := {"noise_schedule", "diffusion_steps"} & o.given.keys():
             raise UserError(f"overrides: {', '.join(sorted(given))} is in the folder's scheduler; leave it out")
-        diffusion, clip = _diffusion(scheduler, folder), bool(scheduler.get("clip_sample", True))
+        diffusion = diffusion_of(scheduler, folder)
+        clip = bool(scheduler.get("clip_sample", scheduler.get("_class_name") in CLIPPING))
         if scheduler.get("thresholding"):
             o.assumed.append("clip=True (its dynamic thresholding is not done here)")
         if clip and scheduler.get("clip_sample_range", 1.0) != 1.0:
@@ -125,7 +139,7 @@ def describe(folder: Path, overrides: dict[str, Any] | None) -> Description:
     return Description(
         kind=kind,
         model=model,
-        image_shape=(image_channels, int(height), int(width)),
+        image_shape=(image_channels, height, width),
         diffusion=diffusion,
         clip=clip,
         assumed=tuple(o.assumed),
@@ -138,8 +152,7 @@ def _model(config: dict[str, Any], height: int) -> UNetConfig:
     ups = config.get("up_block_types", (*[ATTENTION["up"]] * 3, PLAIN["up"]))
     widths = config.get("block_out_channels", (224, 448, 672, 896))
     attention = _attention_levels(downs, ups)
-    if any(width % widths[0] for width in widths):
-        raise UserError(f"a UNet2DModel with block_out_channels {list(widths)}: they must be multiples of the first")
+    mult = multipliers(list(widths), widths[0])
     head_dim = config.get("attention_head_dim", 8)
     scale_shift = config.get("resnet_time_scale_shift", "default")
     if scale_shift not in ("default", "scale_shift"):
@@ -149,7 +162,7 @@ def _model(config: dict[str, Any], height: int) -> UNetConfig:
         raise UserError("a UNet2DModel whose middle attention is not normalised (attn_norm_num_groups); it must be")
     return model_config(
         channels=widths[0],
-        channel_mult=tuple(width // widths[0] for width in widths),
+        channel_mult=mult,
         num_res_blocks=config.get("layers_per_block", 2),
         attention_resolutions=tuple(height // 2**level for level in attention),
         num_head_channels=-1 if head_dim is None else head_dim,
@@ -194,53 +207,6 @@ def _residual(config: dict[str, Any], downs: Iterable[str], ups: Iterable[str]) 
     return kinds == {True}
 
 
-def _scheduler(folder: Path) -> dict[str, Any] | None:
-    for candidate in (folder.parent / "scheduler", folder / "scheduler", folder):
-        if (candidate / "scheduler_config.json").is_file():
-            return read_json(candidate / "scheduler_config.json")
-    return None
-
-
-def _diffusion(scheduler: dict[str, Any], folder: Path) -> DiffusionConfig:
-    T = scheduler.get("num_train_timesteps", 1000)
-    low, high = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    name = scheduler.get("beta_schedule", "linear")
-    prediction = PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
-    if prediction is None:
-        raise UserError(f"{folder}: prediction_type={scheduler['prediction_type']}; {', '.join(PREDICTIONS)} load")
-    if scheduler.get("rescale_betas_zero_snr"):
-        raise UserError(f"{folder}: a schedule rescaled to zero SNR ends at a beta of 1, where eps says nothing")
-    try:
-        if scheduler.get("trained_betas") is not None:
-            return DiffusionConfig(betas=tuple(scheduler["trained_betas"]), prediction=prediction)  # type: ignore[arg-type]
-        if name == "squaredcos_cap_v2":
-            return DiffusionConfig(schedule="cosine", num_timesteps=T, prediction=prediction)  # type: ignore[arg-type]
-        if name not in BETAS:
-            raise UserError(f"{folder}: beta_schedule={name}; {', '.join(BETAS)} and squaredcos_cap_v2 load")
-        betas = BETAS[name](low, high, T)
-        if name == "linear" and T > 20 and torch.allclose(betas, make_schedule("linear", T).betas, rtol=1e-9, atol=0):
-            return DiffusionConfig(schedule="linear", num_timesteps=T, prediction=prediction)  # type: ignore[arg-type]
-        return DiffusionConfig(betas=tuple(betas.tolist()), prediction=prediction)  # type: ignore[arg-type]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder}: its scheduler makes no schedule: {error}") from None
-
-
-def _linear(low: float, high: float, T: int) -> Tensor:
-    return torch.linspace(low, high, T, dtype=torch.float64)
-
-
-def _scaled_linear(low: float, high: float, T: int) -> Tensor:
-    return _linear(low**0.5, high**0.5, T) ** 2
-
-
-def _sigmoid(low: float, high: float, T: int) -> Tensor:
-    return torch.sigmoid(_linear(-6, 6, T)) * (high - low) + low
-
-
-BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "sigmoid": _sigmoid}
-"""diffusers' beta_schedule, beside squaredcos_cap_v2, which is our cosine."""
-
-
 def refusal(description: Description) -> str | None:
     """Why UNet2DModel could not run a network, or None."""
     model = description.model
@@ -262,9 +228,7 @@ def _head_dims(description: Description) -> set[int]:
         model.channels * m for m, h in zip(model.channel_mult, heights, strict=True) if h in model.attention_resolutions
     }
     widths.add(model.channels * model.channel_mult[-1])
-    if model.num_head_channels != -1:
-        return {min(model.num_head_channels, width) for width in widths}
-    return {width // model.num_heads for width in widths}
+    return {width // model.heads(width) for width in widths}
 
 
 def unet_config(description: Description) -> dict[str, Any]:
@@ -275,8 +239,6 @@ def unet_config(description: Description) -> dict[str, Any]:
     plain = RESIDUAL if model.resblock_updown else PLAIN
     downs = [ATTENTION["down"] if a else plain["down"] for a in has_attention]
     ups = [ATTENTION["up"] if a else plain["up"] for a in reversed(has_attention)]
-    if not has_attention[-1]:
-        downs[-1] = plain["down"]
     kind = "resnet" if model.resblock_updown else "conv"
     head_dims = _head_dims(description)
     one_head = model.num_head_channels == -1 and model.num_heads == 1
@@ -301,24 +263,4 @@ def unet_config(description: Description) -> dict[str, Any]:
         "freq_shift": model.freq_shift,
         "dropout": model.dropout,
         "act_fn": "silu",
-    }
-
-
-def scheduler_config(description: Description) -> dict[str, Any]:
-    """scheduler_config.json of a DDPMScheduler that samples as the network was trained."""
-    diffusion = description.diffusion
-    schedule: dict[str, Any] = {"trained_betas": list(diffusion.betas)} if diffusion.betas is not None else {}
-    if not schedule:
-        betas = make_schedule(diffusion.schedule, diffusion.num_timesteps).betas
-        schedule = {"beta_schedule": "squaredcos_cap_v2"}
-        if diffusion.schedule == "linear":
-            schedule = {"beta_schedule": "linear", "beta_start": float(betas[0]), "beta_end": float(betas[-1])}
-    return {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": diffusion.T,
-        "prediction_type": next(theirs for theirs, ours in PREDICTIONS.items() if ours == diffusion.prediction),
-        "variance_type": "learned_range" if description.model.learn_sigma else "fixed_small",
-        "clip_sample": description.clip,
-        "clip_sample_range": 1.0,
-        **schedule,
     }

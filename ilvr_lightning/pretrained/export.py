@@ -13,7 +13,7 @@ from torch import Tensor
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.blocks import Attention
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained import adm, diffusers, own
+from ilvr_lightning.pretrained import adm, diffusers, diffusers_scheduler, own
 from ilvr_lightning.pretrained.card import model_card
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 
@@ -61,6 +61,20 @@ def _adm(loaded: LoadedDenoiser, out: Path) -> list[Path]:
     return [_write(out, lambda path: torch.save(state, path))]
 
 
+def note_on_reading(loaded: LoadedDenoiser, kind: str) -> str | None:
+    """What must be given beside an exported file so that it is read as this network, or None."""
+    if kind != "adm":
+        return None
+    shapes = {
+        theirs: tuple(loaded.network.state_dict()[name].shape)
+        for name, (theirs,) in adm.names(loaded.network.state_dict(), loaded.network.config).items()
+    }
+    needed = adm.needed_overrides(loaded.description, shapes)
+    if not needed:
+        return None
+    return "read it with " + " ".join(f"--override {name}={value}" for name, value in needed.items())
+
+
 def _diffusers(loaded: LoadedDenoiser, out: Path) -> list[Path]:
     description = loaded.description
     if reason := diffusers.refusal(description):
@@ -79,7 +93,7 @@ def _diffusers(loaded: LoadedDenoiser, out: Path) -> list[Path]:
     return [
         _write(weights, lambda path: save_file(state, path, {"format": "pt"})),
         _write_json(out / "unet" / "config.json", diffusers.unet_config(description)),
-        _write_json(out / "scheduler" / "scheduler_config.json", diffusers.scheduler_config(description)),
+        _write_json(out / "scheduler" / "scheduler_config.json", diffusers_scheduler.scheduler_config(description)),
         _write_json(out / "model_index.json", index),
     ]
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ class StateDict:
     shapes: Mapping[str, Shape] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Of a safetensors file."""
+    has_ema: bool | None = None
+    """Whether the file has an average; None: it does not tell."""
 
     def pieces(self) -> Iterator[dict[str, Tensor]]:
         """The tensors, some at a time: a mapping's pages stay in memory as long as it does, so each part has its own.
@@ -51,6 +54,7 @@ class StateDict:
         Files from before PyTorch 1.6, which cannot be mapped, come whole.
         """
         mapped = is_safetensors(self.path) or zipfile.is_zipfile(self.path)
+        _check_sums(self.path)
         for names in _parts(self.shapes, PIECES if mapped else 1):
             state = self.within(read_content(self.path))
             yield {name: state[self.prefix + name] for name in names}
@@ -61,6 +65,20 @@ class StateDict:
         for key in self.keys:
             content = content[key]
         return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raise a UserError for a zip file with a flipped bit; mapping it would not notice."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as file:
+                broken = file.testzip()
+        except (zipfile.BadZipFile, OSError, ValueError, zlib.error, NotImplementedError) as error:
+            broken = _first_line(error)
+        if broken is not None:
+            raise UserError(
+                f"{path} is no checkpoint, or a damaged one (a checksum is wrong: {broken}); fetch it again"
+            )
 
 
 def _parts(shapes: Mapping[str, Shape], count: int) -> list[list[str]]:
@@ -132,6 +150,7 @@ def state_dict_of(path: Path, content: Any, weights: Weights) -> StateDict:
         prefix=prefix,
         shapes={name.removeprefix(prefix): shape for name, shape in state.shapes.items()},
         metadata=state.metadata,
+        has_ema=state.has_ema,
     )
 
 
@@ -143,16 +162,21 @@ def _find(path: Path, content: Any, weights: Weights) -> StateDict:
     if is_state(content):
         return StateDict(path=path, shapes=_shapes(content))
     if isinstance(content, dict):
+        averages = [name for name in ("ema", "ema_state_dict") if name in content]
+        for name in averages:
+            if not is_state(content[name]) and weights == "ema":
+                raise UserError(f"{path}: its {name} is no plain state dict; give --weights raw to take the others")
         for name in WRAPPERS[weights]:
             if is_state(content.get(name)):
-                return StateDict(path=path, keys=(name,), shapes=_shapes(content[name]))
+                return StateDict(path=path, keys=(name,), shapes=_shapes(content[name]), has_ema=bool(averages))
         if any(is_state(value) for value in content.values()):
             raise UserError(f"{path} holds no {weights} weights, but {', '.join(map(str, content))[:200]}")
     if isinstance(content, list | tuple) and content and is_state(content[0]):
         # The DDIM authors' training states: model, optimizer, epoch, step and, perhaps, the average.
         last = len(content) - 1
-        chosen = last if weights == "ema" and is_state(content[last]) else 0
-        return StateDict(path=path, keys=(chosen,), shapes=_shapes(content[chosen]))
+        has_ema = last > 0 and is_state(content[last])
+        chosen = last if weights == "ema" and has_ema else 0
+        return StateDict(path=path, keys=(chosen,), shapes=_shapes(content[chosen]), has_ema=has_ema)
     found = f"the keys {', '.join(map(str, content))[:120]}" if isinstance(content, dict) else type(content).__name__
     raise UserError(f"{path} is no checkpoint that loads: found {found}; {WHAT_LOADS}")
 

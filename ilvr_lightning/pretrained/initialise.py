@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +14,12 @@ from ilvr_lightning.models.blocks import Attention
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.pretrained.description import Description
-from ilvr_lightning.pretrained.load import load_denoiser, make_network
+from ilvr_lightning.pretrained.load import load_denoiser, make_network, recognise
 
 FREE = ("dropout", "attention_resolutions", "num_heads", "num_head_channels", "learn_sigma")
 """Settings that may differ, or are compared by what they come to."""
-DIFFUSION_FLAGS = {
-    "schedule": "noise_schedule",
-    "num_timesteps": "diffusion_steps",
-    "betas": "betas",
-    "prediction": "prediction",
-}
-"""Settings of the forward process, and what they are called where they are assumed."""
+ASSUMED_AS = {"timestep_scale": "rescale_timesteps", "schedule": "noise_schedule", "num_timesteps": "diffusion_steps"}
+"""What our settings are called where they are assumed, unless by the same name."""
 
 
 def initialise(
@@ -38,7 +34,7 @@ def initialise(
     Args:
         network: the run's.
         path: as load_denoiser takes it.
-        diffusion: the run's, to note where the checkpoint was trained otherwise.
+        diffusion: the run's: taken where the file cannot tell, and noted where the checkpoint was trained otherwise.
         remake_head: where learned variance differs, keep the output layer's part for the mean; new variances start
             halfway between their bounds (an output of 0).
         say: is told what was taken over.
@@ -46,12 +42,16 @@ def initialise(
     Raises:
         UserError: the checkpoint cannot be read, or is another network; the message lists the settings to give.
     """
-    loaded = load_denoiser(path, say=None)
+    open_ = recognise(Path(path)).description.assumed_names
+    overrides: dict[str, Any] = {}
+    if "diffusion_steps" in open_ and diffusion is not None and diffusion.betas is None:
+        overrides = {"noise_schedule": diffusion.schedule, "diffusion_steps": diffusion.num_timesteps}
+    loaded = load_denoiser(path, overrides=overrides or None, say=None)
     theirs = loaded.description
-    _check_same(network, theirs, path)
+    notes = _differences(network, theirs, path)
     ours = network.config
     state = loaded.network.state_dict()
-    note = ""
+    remade = ""
     if ours.learn_sigma != theirs.model.learn_sigma:
         if not remake_head:
             raise UserError(
@@ -60,45 +60,59 @@ def initialise(
             )
         for name in ("out.weight", "out.bias"):
             state[name] = _remade(state[name], network.state_dict()[name])
-        note = "; output layer re-made, its part for the mean kept"
+        remade = "; output layer re-made, its part for the mean kept"
     network.load_state_dict(state)
-    say(f"init_from    {path}: {theirs.kind}, {sum(v.numel() for v in state.values()):,} weights taken over{note}")
-    if theirs.assumed:
-        say(f"             taken from this run, since the file cannot tell: {_open_settings(theirs, ours)}")
-    if diffusion is not None:
-        for name, flag in DIFFUSION_FLAGS.items():
-            was, now = getattr(theirs.diffusion, name), getattr(diffusion, name)
-            if was != now and not any(a.startswith(f"{flag}=") for a in theirs.assumed):
-                say(f"             note: it was trained with diffusion.{name}={was}, this run has {now}")
+    say(f"init_from    {path}: {theirs.kind}, {sum(v.numel() for v in state.values()):,} weights taken over{remade}")
+    if open_:
+        say(f"             taken from this run, since the file cannot tell: {', '.join(sorted(open_))}")
+    for field in ("schedule", "num_timesteps", "betas", "prediction") if diffusion is not None else ():
+        was, now = getattr(theirs.diffusion, field), getattr(diffusion, field)
+        if was != now and field not in theirs.assumed_names:
+            notes.append(f"it was trained with diffusion.{field}={was}, this run has {now}")
+    for note in notes:
+        say(f"             note: {note}")
 
 
-def _check_same(network: UNet, theirs: Description, path: str | Path) -> None:
-    """Raise a UserError unless the two networks compute the same, the output layer and what is unknown aside."""
-    assumed = {a.partition("=")[0] for a in theirs.assumed}
-    ours, model = network.config, theirs.model
+def _differences(network: UNet, theirs: Description, path: str | Path) -> list[str]:
+    """Notes on where the networks may differ in what the file cannot tell.
+
+    Raises:
+        UserError: they differ in what it can tell, the output layer aside.
+    """
+    ours, model, assumed = network.config, theirs.model, theirs.assumed_names
     differing = {
         f.name: getattr(model, f.name)
         for f in dataclasses.fields(UNetConfig)
-        if f.name not in (*FREE, *assumed) and getattr(model, f.name) != getattr(ours, f.name)
+        if f.name not in FREE and getattr(model, f.name) != getattr(ours, f.name)
     }
-    if "rescale_timesteps" in assumed:
-        differing.pop("timestep_scale", None)
+    notes = [
+        f"its published default is model.{name}={_written(differing.pop(name))}, this run has "
+        f"{_written(getattr(ours, name))}"
+        for name in list(differing)
+        if ASSUMED_AS.get(name, name) in assumed
+    ]
     with torch.device("meta"):
         other = make_network(theirs)
-    levels, their_levels = _attention(network), _attention(other)
+    heads, their_heads = _attention(network), _attention(other)
     if differing.keys().isdisjoint({"channels", "channel_mult", "num_res_blocks"}):
-        if levels.keys() != their_levels.keys():
+        told = {"num_head_channels": model.num_head_channels, "num_heads": model.num_heads}
+        if heads.keys() != their_heads.keys():
             # The levels count, not the heights: a model may be fine-tuned at another size.
             top, height = theirs.image_shape[1], network.image_size[0]
             differing["attention_resolutions"] = tuple(r * height // top for r in model.attention_resolutions)
-        elif levels != their_levels and not assumed & {"num_heads", "num_head_channels"}:
-            differing |= {"num_head_channels": model.num_head_channels, "num_heads": model.num_heads}
-    channels = theirs.image_shape[0]
-    settings = [f"model.{k}={_written(v)}" for k, v in differing.items()]
-    if channels != network.image_channels:
-        settings.append(f"data.channels={channels}")
-    if settings:
-        raise UserError(f"init_from: {path} ({theirs.kind}) does not fit the network; give {' '.join(settings)}")
+        elif heads != their_heads and not assumed & told.keys():
+            differing |= told
+        elif heads != their_heads:
+            settings = " ".join(f"model.{k}={v}" for k, v in told.items())
+            notes.append(f"its published default is {settings}; this run's attention has other heads")
+    settings_to_give = [f"model.{k}={_written(v)}" for k, v in differing.items()]
+    if theirs.image_shape[0] != network.image_channels:
+        settings_to_give.append(f"data.channels={theirs.image_shape[0]}")
+    if settings_to_give:
+        raise UserError(
+            f"init_from: {path} ({theirs.kind}) does not fit the network; give {' '.join(settings_to_give)}"
+        )
+    return notes
 
 
 def _attention(network: UNet) -> dict[str, int]:
@@ -110,12 +124,6 @@ def _written(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _open_settings(theirs: Description, ours: UNetConfig) -> str:
-    names = [a.partition("=")[0] for a in theirs.assumed]
-    known = [f"model.{n}={_written(getattr(ours, n))}" for n in names if hasattr(ours, n)]
-    return ", ".join(known + [f"the {n.replace('_', ' ')}" for n in names if not hasattr(ours, n)])
 
 
 def _remade(theirs: Tensor, ours: Tensor) -> Tensor:

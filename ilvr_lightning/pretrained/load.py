@@ -1,6 +1,7 @@
 """load_denoiser(): a checkpoint's path in, whoever wrote it; a callable (x, t) -> Prediction out."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained import adm, ddim, diffusers, own
+from ilvr_lightning.pretrained import adm, ddim, diffusers, diffusers_scheduler, own
 from ilvr_lightning.pretrained.description import Description, Overrides
 from ilvr_lightning.pretrained.files import WHAT_LOADS, StateDict, Weights, fill, read_content, state_dict_of
 
@@ -27,8 +28,8 @@ class LoadedDenoiser(Denoiser):
     clip: bool
     """Whether its authors' sampler clips the predicted x_0."""
     description: Description
-    file: Path
-    """Where the weights are."""
+    found: "Found"
+    """Where it comes from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,20 @@ class Found:
     """The file's names of each of our parameters."""
     has_ema: bool | None = None
     """None: the file does not tell."""
+    files: tuple[Path, ...] = ()
+    """All that it was read from, where that is more than the weights."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, or of the hashes of several."""
+        hashes = [file_sha256(path) for path in self.files or (self.weights.path,)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_denoiser(
@@ -80,8 +95,11 @@ def load_denoiser(
     denoiser.image_shape = description.image_shape
     denoiser.clip = description.clip
     denoiser.description = description
-    denoiser.file = found.weights.path
+    denoiser.found = found
     return denoiser
+
+
+KIN = {adm: "ADM's kin", ddim: "the DDIM authors"}
 
 
 def make_network(description: Description) -> UNet:
@@ -91,6 +109,9 @@ def make_network(description: Description) -> UNet:
         UserError: it makes none.
     """
     channels, height, width = description.image_shape
+    model = description.model
+    if max(model.channels, *model.channel_mult, model.num_res_blocks) > 4096 or len(model.channel_mult) > 12:
+        raise UserError(f"the checkpoint's hyper-parameters are beyond any network: {model}"[:200])
     try:
         return UNet(description.model, (height, width), channels)
     except ValueError as error:
@@ -143,11 +164,13 @@ def _foreign(path: Path, content: Any, state: StateDict, overrides: dict[str, An
                 description = family.describe(state.shapes, overrides)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
+            except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+                raise UserError(f"{path}: a state dict of {KIN[family]} that is damaged: {error!r:.100}") from None
             return Found(
                 description=description,
                 weights=state,
                 names=functools.partial(family.names, config=description.model),
-                has_ema=True if "ema" in str(state.keys[:1]) else None,
+                has_ema=state.has_ema,
             )
     if diffusers.recognises(state.shapes):
         if not (path.parent / "config.json").is_file():
@@ -162,11 +185,9 @@ def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> F
         return recognise(path / "model.safetensors", weights, overrides)
     folder = diffusers.network_folder(path)
     if folder is not None:
-        for name in diffusers.WEIGHT_FILES:
-            if (file := folder / name).is_file():
-                return _diffusers(folder, state_dict_of(file, read_content(file), weights), overrides)
         diffusers.describe(folder, overrides)  # says so if it is another kind of model
-        raise UserError(f"{folder} holds no weights: {' or '.join(diffusers.WEIGHT_FILES)} is missing")
+        file = diffusers.weights_file(folder)
+        return _diffusers(folder, state_dict_of(file, read_content(file), weights), overrides)
     files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
     raise UserError(f"the folder {path} holds {files}; {WHAT_LOADS}")
 
@@ -174,7 +195,10 @@ def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> F
 def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None) -> Found:
     description = diffusers.describe(folder, overrides)
     names = functools.partial(diffusers.names, config=description.model, words=diffusers.words_of(state.shapes))
-    return Found(description=description, weights=state, names=names)
+    files = [state.path, folder / "config.json", diffusers_scheduler.scheduler_file(folder)]
+    return Found(
+        description=description, weights=state, names=names, files=tuple(file for file in files if file is not None)
+    )
 
 
 def check_resumable(path: Path) -> None:
