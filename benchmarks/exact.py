@@ -139,9 +139,7 @@ def errors(data: Gaussian, plan: SamplingPlan, x_T_covariance: Tensor | None = N
     """(W2, Frechet) of a plan."""
     height, width = data.shape
     assert isinstance(plan.factor, int)
-    phi = torch.kron(
-        *(low_pass_matrix(side, plan.factor, plan.kernel, plan.orthogonal) for side in (height, width))
-    )
+    phi = torch.kron(*(low_pass_matrix(side, plan.factor, plan.kernel, plan.orthogonal) for side in (height, width)))
     gain, true = data.conditional(phi)
     made = run_map(data, plan)
     covariance = made.of_x @ made.of_x.mT + made.covariance
@@ -217,7 +215,13 @@ def with_factor(plan: SamplingPlan, factor: int) -> SamplingPlan:
 TABLE: dict[str, tuple[SamplingPlan, tuple[float, float, float, float]]] = {
     "DDPM 1000, as released": (ancestral("ilvr_adm", 1000), (0.010, 0.004, 9.0e-5, 1.3e-4)),
     "DDPM 1000, as the paper": (ancestral("paper", 1000), (0.004, 0.003, 9.0e-5, 1.3e-4)),
-    "the same, large variance": (ancestral("paper", 1000, ), (0.003, 0.002, 5.1e-5, 8.2e-5)),
+    "the same, large variance": (
+        ancestral(
+            "paper",
+            1000,
+        ),
+        (0.003, 0.002, 5.1e-5, 8.2e-5),
+    ),
 }
 
 

@@ -55,19 +55,24 @@ class ILVR:
     """The released code's range_t: only steps that more than so many follow are refined, so never the last."""
 
     def start(
-        self, schedule: NoiseSchedule, noise: NoiseSource, timesteps: Sequence[int], x_T: Tensor | None = None
+        self, schedule: NoiseSchedule, noise: NoiseSource, timesteps: Sequence[int] = (), x_T: Tensor | None = None
     ) -> "ILVRRun":
         """The conditioning of one run.
 
         Args:
             schedule: the denoiser's.
             noise: where the reference's noise comes from.
-            timesteps: those that the run evaluates, descending.
+            timesteps: those that the run evaluates; all but plain fresh noise must know where a step goes.
             x_T: (B, C, H, W) where the run starts; fixed noise is this.
 
         Raises:
-            ValueError: the noise is fixed, and x_T is not given.
+            ValueError: timesteps or x_T are needed, and not given.
         """
+        if not timesteps and (self.reference_noise in ("matched", "fixed") or self.respaced_range_t is not None):
+            raise ValueError(
+                "sampling.reference_noise=matched or fixed, and sampling.respaced_range_t, need the run's timesteps: "
+                "give them to ILVR.start"
+            )
         if self.reference_noise == "fixed" and x_T is None:
             raise ValueError("sampling.reference_noise=fixed needs x_T: give it to ILVR.start")
         return ILVRRun(self, schedule, noise, timesteps, x_T)

@@ -33,25 +33,25 @@ EXHIBITS = (
     exhibit(
         "reference one level too high", "ilvr_adm (the paper's released code)",
         "diffusion.conditioning:ILVRRun.refine_sample",
-        't if self.settings.reference_noise == "fresh" else self._from', "self._from",
+        'self._from if self.settings.reference_noise == "fresh_released" else t', "self._from",
         "test_samplers.py::test_released_reference_is_noised_at_the_level_it_comes_from",
     ),
     exhibit(
         "last step never refined", "ilvr_adm (index > range_t)",
         "diffusion.conditioning:ILVRRun.refine_sample",
-        "return self._where_conditioned(refined, x, t)", "return self._where_conditioned(refined, x, t) if t else x",
+        "inside = self._inside(t)", "inside = self._inside(t) if t else [False]",
         "test_ilvr.py::test_last_step_is_algorithm_1s_line_9",
     ),
     exhibit(
         "range tested at the level that a step leaves", "ilvr_adm and its forks",
         "diffusion.conditioning:ILVRRun.refine_sample",
-        "return self._where_conditioned(refined, x, t)", "return self._where_conditioned(refined, x, self._from)",
+        "inside = self._inside(t)", "inside = self._inside(self._from)",
         "test_ilvr.py::test_range_is_in_training_timesteps_and_holds_both_ends",
     ),
     exhibit(
         "clipping after refining", "forks of ilvr_adm",
         "diffusion.conditioning:ILVRRun.refine_sample",
-        "refined = x + self.settings.low_pass(y - x)", "refined = (x + self.settings.low_pass(y - x)).clamp(-1, 1)",
+        "x + self.settings.low_pass(y - x)", "(x + self.settings.low_pass(y - x)).clamp(-1, 1)",
         "test_ilvr.py::test_reference_is_noised_at_the_level_that_the_step_goes_to",
     ),
     exhibit(
