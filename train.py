@@ -51,7 +51,6 @@ def train(config: Config, name: str) -> None:
     if resume is not None:
         check_resumable(resume)
     folder = run_folder(config, name, resume)
-    make_writable(folder / "checkpoints", "trainer.default_root_dir")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = HFImageDataModule(config.data, config.seed)
     data.setup()
@@ -60,6 +59,7 @@ def train(config: Config, name: str) -> None:
         initialise(module.network, resume, say=lambda line: None)  # a check that its network is this one
     elif config.init_from is not None:
         initialise(module.network, config.init_from, config.diffusion, config.init_remake_head, announce)
+    make_writable(folder / "checkpoints", "trainer.default_root_dir")
     grid = config.grid
     trainer = trainer_from(
         config.trainer,

@@ -9,6 +9,8 @@ from typing import TextIO
 
 from ilvr_lightning.errors import UserError
 
+LONGEST = 1500
+"""Characters of a message: a file may hold a name of any length."""
 Main = Callable[[Sequence[str]], int]
 
 
@@ -50,7 +52,7 @@ def command(main: Main) -> Main:
 
 
 def _fail(message: str, status: int) -> int:
-    announce(f"{_program()}: {' '.join(message.split())}", file=sys.stderr)
+    announce(f"{_program()}: {' '.join(message.split())[:LONGEST]}", file=sys.stderr)
     return status
 
 

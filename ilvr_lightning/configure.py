@@ -55,7 +55,11 @@ def config_from_plain(values: dict[str, Any]) -> Config:
     Raises:
         UserError: it holds keys or values that this version does not know.
     """
-    return _build([OmegaConf.create(values)])
+    try:
+        layer = OmegaConf.create(values)
+    except (OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"no configuration: {_first_line(error)}") from None
+    return _build([layer])
 
 
 def to_yaml(config: Config) -> str:

@@ -35,14 +35,11 @@ def make_parser() -> Parser:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print what a checkpoint is, without loading its weights."""
-    import torch
-
-    from ilvr_lightning.pretrained.load import make_network, recognise
+    from ilvr_lightning.pretrained.load import recognise
 
     found = recognise(args.checkpoint, overrides=dict(args.override))
     description = found.description
-    with torch.device("meta"):
-        network = make_network(description)
+    network, _ = found.outline()
     kind, *rest = description.lines()
     print(f"kind         {kind}")
     print("\n".join(rest))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.pretrained.description import Description
 from ilvr_lightning.pretrained.own import data_set_of
 
@@ -45,11 +46,11 @@ def model_card(description: Description, file: str = "model.safetensors") -> str
     channels, height, width = description.image_shape
     training: dict[str, Any] = {"data set": data_set_of(description), **description.facts}
     if description.config is not None:
-        config = description.config
-        training["global batch"] = config["data"]["batch_size"]
-        training["learning rate"] = config["optim"]["lr"]
-        training["EMA decay"] = config["ema"]["decay"]
-        training["loss"] = config["diffusion"]["loss"]
+        config = config_from_plain(description.config)
+        training["global batch"] = config.data.batch_size
+        training["learning rate"] = config.optim.lr
+        training["EMA decay"] = config.ema.decay
+        training["loss"] = config.diffusion.loss
     else:
         training["converted from"] = description.kind
     settings = dict(line.split(None, 1) for line in description.lines()[1:])

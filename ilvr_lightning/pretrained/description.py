@@ -76,7 +76,8 @@ class Overrides:
         self.given = dict(given or {})
         self.assumed: list[str] = []
         for name, value in self.given.items():
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
+                name = str(name)
                 hint = did_you_mean(name, list(known)) if known else "the file tells all by itself; leave overrides out"
                 raise UserError(f"overrides[{name!r}] is not open in {kind}: {hint}")
             if type(value) is not known[name]:

@@ -117,7 +117,7 @@ def describe(folder: Path, overrides: dict[str, Any] | None) -> Description:
         size = o.take("image_size", 32, "a guess: the folder does not tell")
     try:
         height, width = map(int, size if isinstance(size, list | tuple) else (size, size))
-        image_channels = int(config.get("in_channels", 3))
+        image_channels = _whole(config, "in_channels", 3)
         model = _model(config, height)
         model = replace(model, learn_sigma=int(config.get("out_channels", 3)) == 2 * image_channels)
     except UserError:
@@ -152,18 +152,20 @@ def _model(config: dict[str, Any], height: int) -> UNetConfig:
     ups = config.get("up_block_types", (*[ATTENTION["up"]] * 3, PLAIN["up"]))
     widths = config.get("block_out_channels", (224, 448, 672, 896))
     attention = _attention_levels(downs, ups)
+    for width in widths:
+        _whole({"block_out_channels": width}, "block_out_channels", 0)
     mult = multipliers(list(widths), widths[0])
-    head_dim = config.get("attention_head_dim", 8)
+    head_dim = None if config.get("attention_head_dim", 8) is None else _whole(config, "attention_head_dim", 8)
     scale_shift = config.get("resnet_time_scale_shift", "default")
     if scale_shift not in ("default", "scale_shift"):
         raise UserError(f"a UNet2DModel with resnet_time_scale_shift={scale_shift}; default and scale_shift load")
-    groups = config.get("norm_num_groups", 32)
+    groups = _whole(config, "norm_num_groups", 32)
     if scale_shift == "scale_shift" and config.get("attn_norm_num_groups") != groups:
         raise UserError("a UNet2DModel whose middle attention is not normalised (attn_norm_num_groups); it must be")
     return model_config(
         channels=widths[0],
         channel_mult=mult,
-        num_res_blocks=config.get("layers_per_block", 2),
+        num_res_blocks=_whole(config, "layers_per_block", 2),
         attention_resolutions=tuple(height // 2**level for level in attention),
         num_head_channels=-1 if head_dim is None else head_dim,
         num_heads=1,
@@ -177,6 +179,14 @@ def _model(config: dict[str, Any], height: int) -> UNetConfig:
         norm_num_groups=groups,
         norm_eps=config.get("norm_eps", 1e-5),
     )
+
+
+def _whole(config: dict[str, Any], key: str, default: int) -> int:
+    """A setting that must be a whole number within reason."""
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65536:
+        raise UserError(f"a UNet2DModel with {key}={value!r:.40}; it must be a whole number above 0")
+    return value
 
 
 def _attention_levels(downs: Iterable[str], ups: Iterable[str]) -> list[int]:

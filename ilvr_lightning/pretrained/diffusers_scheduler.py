@@ -66,7 +66,7 @@ def diffusion_of(scheduler: dict[str, Any], folder: Path) -> DiffusionConfig:
         return DiffusionConfig(betas=tuple(betas.tolist()), prediction=prediction)  # type: ignore[arg-type]
     except UserError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"{folder}: its scheduler makes no schedule ({str(error).partition(chr(10))[0]:.100})"
         ) from None

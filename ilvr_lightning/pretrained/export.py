@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from ilvr_lightning.models.blocks import Attention
 from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.pretrained import adm, diffusers, diffusers_scheduler, own
 from ilvr_lightning.pretrained.card import model_card
+from ilvr_lightning.pretrained.files import first_line
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 
 
@@ -32,7 +35,7 @@ def export(loaded: LoadedDenoiser, kind: str, out: Path) -> list[Path]:
     Raises:
         UserError: the format cannot hold this network, or the target is taken.
     """
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already; give another name")
     return EXPORTS[kind](loaded, out)
 
@@ -41,9 +44,15 @@ def _safetensors(loaded: LoadedDenoiser, out: Path) -> list[Path]:
     metadata = own.to_metadata(loaded.description)
     state = {name: value.contiguous() for name, value in loaded.network.state_dict().items()}
     if out.suffix == ".safetensors":
-        return [_write(out, lambda path: save_file(state, path, metadata))]
-    weights = _write(out / "model.safetensors", lambda path: save_file(state, path, metadata))
-    return [weights, _write(out / "README.md", lambda path: path.write_text(model_card(loaded.description)))]
+        return _write(out, lambda path: _save(state, path, metadata))
+    card = model_card(loaded.description)
+    return _write_folder(
+        out,
+        {
+            "model.safetensors": lambda path: _save(state, path, metadata),
+            "README.md": lambda path: path.write_text(card),
+        },
+    )
 
 
 def _adm(loaded: LoadedDenoiser, out: Path) -> list[Path]:
@@ -58,7 +67,7 @@ def _adm(loaded: LoadedDenoiser, out: Path) -> list[Path]:
         value = ours[name]
         # ADM writes attention's linear layers as 1-d convolutions.
         state[theirs] = value[..., None] if name.endswith(("attention.qkv.weight", "attention.out.weight")) else value
-    return [_write(out, lambda path: torch.save(state, path))]
+    return _write(out, lambda path: torch.save(state, path))
 
 
 def note_on_reading(loaded: LoadedDenoiser, kind: str) -> str | None:
@@ -89,13 +98,18 @@ def _diffusers(loaded: LoadedDenoiser, out: Path) -> list[Path]:
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    weights = out / "unet" / diffusers.WEIGHT_FILES[0]
-    return [
-        _write(weights, lambda path: save_file(state, path, {"format": "pt"})),
-        _write_json(out / "unet" / "config.json", diffusers.unet_config(description)),
-        _write_json(out / "scheduler" / "scheduler_config.json", diffusers_scheduler.scheduler_config(description)),
-        _write_json(out / "model_index.json", index),
-    ]
+    texts = {
+        "unet/config.json": diffusers.unet_config(description),
+        "scheduler/scheduler_config.json": diffusers_scheduler.scheduler_config(description),
+        "model_index.json": index,
+    }
+    return _write_folder(
+        out,
+        {
+            f"unet/{diffusers.WEIGHT_FILES[0]}": lambda path: _save(state, path, {"format": "pt"}),
+            **{name: _text(json.dumps(values, indent=2) + "\n") for name, values in texts.items()},
+        },
+    )
 
 
 def _in_new_order(network: UNet) -> dict[str, Tensor]:
@@ -118,21 +132,47 @@ EXPORTS: dict[str, Callable[[LoadedDenoiser, Path], list[Path]]] = {
 }
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Whole or not at all.
+def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    save_file(state, path, metadata)
+    path.chmod(0o644)  # it makes them private
+
+
+def _text(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
+
+
+def _write(out: Path, write: Callable[[Path], object]) -> list[Path]:
+    """A file, whole or not at all.
 
     Raises:
         UserError: the place cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+    with _partial(out) as partial:
         write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    return path
+    return [out]
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> Path:
-    return _write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n"))
+def _write_folder(out: Path, files: Mapping[str, Callable[[Path], object]]) -> list[Path]:
+    """A folder, whole or not at all; an empty one may be there."""
+    with _partial(out) as partial:
+        for name, write in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            write(partial / name)
+    return [out / name for name in files]
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """A temporary neighbour that takes the name when all is written, and is gone if anything fails."""
+    partial = out.with_name(f".{out.name[:200]}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, out)
+        finally:
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or first_line(error)}") from None

@@ -33,6 +33,9 @@ PIECES = 16
 """A file is read in so many parts, so that what is mapped beside the network stays small."""
 
 
+Identity = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StateDict:
     """One state dict of a file: names and shapes now, tensors when asked for."""
@@ -47,24 +50,37 @@ class StateDict:
     """Of a safetensors file."""
     has_ema: bool | None = None
     """Whether the file has an average; None: it does not tell."""
+    identity: Identity | None = field(default=None, repr=False)
+    """The file's, when its names were read."""
 
     def pieces(self) -> Iterator[dict[str, Tensor]]:
         """The tensors, some at a time: a mapping's pages stay in memory as long as it does, so each part has its own.
 
         Files from before PyTorch 1.6, which cannot be mapped, come whole.
+
+        Raises:
+            UserError: the file is damaged, or another one by now (a run that goes on has saved again).
         """
         mapped = is_safetensors(self.path) or zipfile.is_zipfile(self.path)
         _check_sums(self.path)
         for names in _parts(self.shapes, PIECES if mapped else 1):
-            state = self.within(read_content(self.path))
-            yield {name: state[self.prefix + name] for name in names}
-            del state
+            content = read_content(self.path)
+            self.check_unchanged()
+            for key in self.keys:
+                content = content[key]
+            yield {name: content[self.prefix + name] for name in names}
+            del content
 
-    def within(self, content: Any) -> Any:
-        """The state dict within the file's content."""
-        for key in self.keys:
-            content = content[key]
-        return content
+    def check_unchanged(self) -> None:
+        """Raise a UserError if the file is another one by now."""
+        if self.identity is not None and identity_of(self.path) != self.identity:
+            raise UserError(f"{self.path} was changed while it was read (a run saves there?); try again")
+
+
+def identity_of(path: Path) -> Identity:
+    """What changes when a file is replaced or written again."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _check_sums(path: Path) -> None:
@@ -73,8 +89,8 @@ def _check_sums(path: Path) -> None:
         try:
             with zipfile.ZipFile(path) as file:
                 broken = file.testzip()
-        except (zipfile.BadZipFile, OSError, ValueError, zlib.error, NotImplementedError) as error:
-            broken = _first_line(error)
+        except BROKEN as error:
+            broken = first_line(error)
         if broken is not None:
             raise UserError(
                 f"{path} is no checkpoint, or a damaged one (a checksum is wrong: {broken}); fetch it again"
@@ -100,21 +116,33 @@ def read_content(path: Path) -> Any:
     Raises:
         UserError: the file is missing, damaged, or would execute something.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
-    if is_safetensors(path):
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is a damaged safetensors file ({_first_line(error)})") from None
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+        if not path.is_file():
+            raise IsADirectoryError
+    except (OSError, ValueError):
+        raise UserError(f"there is no checkpoint {str(path)[:300]}") from None
+    zipped = zipfile.is_zipfile(path)
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is no checkpoint but a Git LFS pointer to one; fetch the file itself (git lfs pull)")
+    if start.startswith(ZIP) and not zipped:
         raise UserError(f"{path} is no checkpoint, or a truncated one: the end of the file is missing; fetch it again")
     try:
+        if is_safetensors(path):
+            return load_file(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("a compressed archive, which torch does not write")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles, which are refused
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            # By its content: torch goes by the suffix, and takes every .safetensors for one.
+            with path.open("rb") as file:
+                return torch.load(
+                    path if zipped and path.suffix != ".safetensors" else file,
+                    map_location="cpu", weights_only=True, mmap=zipped and path.suffix != ".safetensors",
+                )  # fmt: skip
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)|global (\S+) was not|class (\S+) was not", str(error))
         what = f" ({named[1] or named[2] or named[3]})" if named else ""
@@ -122,15 +150,23 @@ def read_content(path: Path) -> Any:
             f"{path} is no checkpoint that can be opened safely: it holds other things than tensors and plain "
             f"values{what}, or is damaged"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)})") from None
+    except BROKEN as error:
+        raise UserError(f"{path} is no checkpoint, or a damaged one ({first_line(error)})") from None
+
+
+BROKEN = (
+    RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
+    AssertionError, SafetensorError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a file may raise that is not what it should be."""
+ZIP = b"PK\x03\x04"
 
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file begins as safetensors do: the length of a JSON header, and the header."""
     with path.open("rb") as file:
         start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and start[:2] != b"PK"
+    return len(start) == 9 and start[8:] == b"{" and not start.startswith(ZIP)
 
 
 def state_dict_of(path: Path, content: Any, weights: Weights) -> StateDict:
@@ -142,8 +178,8 @@ def state_dict_of(path: Path, content: Any, weights: Weights) -> StateDict:
     state = _find(path, content, weights)
     names = list(state.shapes)
     prefix = ""
-    while stripped := next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in names)), None):
-        prefix += stripped
+    for _ in range(4):
+        prefix += next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in names)), "")
     return StateDict(
         path=path,
         keys=state.keys,
@@ -151,6 +187,7 @@ def state_dict_of(path: Path, content: Any, weights: Weights) -> StateDict:
         shapes={name.removeprefix(prefix): shape for name, shape in state.shapes.items()},
         metadata=state.metadata,
         has_ema=state.has_ema,
+        identity=identity_of(path),
     )
 
 
@@ -197,25 +234,24 @@ def is_state(value: Any) -> bool:
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or not value.is_floating_point():
+            kind = "on no device" if value.is_meta else f"{value.layout}, {value.dtype}".replace("torch.", "")
+            raise UserError(f"the weight {name[:100]} is {kind}; plain floating-point weights load")
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def fill(network: nn.Module, weights: StateDict, names: Mapping[str, tuple[str, ...]]) -> None:
-    """Copy weights into a network, in its dtype.
+def check_names(network: nn.Module, weights: StateDict, names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise a UserError that lists missing, unexpected and misshapen weights, if there are any.
 
     Args:
-        network: with parameters allocated.
-        weights: what to read.
+        network: perhaps without memory (on the meta device).
+        weights: what is to be read.
         names: the file's name of each parameter; three, stacked, where a parameter holds queries, keys and values.
-
-    Raises:
-        UserError: missing, unexpected, misshapen (the first five are listed) or non-finite weights.
     """
-    ours = network.state_dict()
-    places = {theirs: (name, part, len(all_)) for name, all_ in names.items() for part, theirs in enumerate(all_)}
-    targets = {theirs: ours[name].chunk(count)[part] for theirs, (name, part, count) in places.items()}
+    targets = _targets(network, names)
     faults = [f"{k} is missing" for k in targets if k not in weights.shapes]
-    faults += [f"{k} is unexpected" for k in weights.shapes if k not in targets]
+    faults += [f"{k[:100]} is unexpected" for k in weights.shapes if k not in targets]
     faults += [
         f"{k} is {weights.shapes[k]}, not {tuple(v.shape)}"
         for k, v in targets.items()
@@ -226,18 +262,35 @@ def fill(network: nn.Module, weights: StateDict, names: Mapping[str, tuple[str, 
             f"{weights.path} does not fit the network ({len(faults)} faults): {'; '.join(faults[:5])}"
             + ("; ..." if len(faults) > 5 else "")
         )
+
+
+def fill(network: nn.Module, weights: StateDict, names: Mapping[str, tuple[str, ...]]) -> None:
+    """Copy weights that fit (check_names) into a network, in its dtype.
+
+    Raises:
+        UserError: a weight is not finite, or the file cannot be read.
+    """
+    targets = _targets(network, names)
     with torch.no_grad():
         for piece in weights.pieces():
             for name, value in piece.items():
                 targets[name].copy_(value.reshape(targets[name].shape))
                 del value
             del piece
-    broken = [name for name, value in ours.items() if not bool(value.isfinite().all())]
+    broken = [name for name, value in network.state_dict().items() if not bool(value.isfinite().all())]
     if broken:
         raise UserError(
             f"{weights.path} holds weights that are not finite ({len(broken)} tensors, {broken[0]} first); "
             "give an earlier one"
         )
+
+
+def _targets(network: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """Where each of the file's names goes: a parameter, or a third of one."""
+    ours = network.state_dict()
+    return {
+        theirs: ours[name].chunk(len(all_))[part] for name, all_ in names.items() for part, theirs in enumerate(all_)
+    }
 
 
 def _fits(shape: Shape, target: Shape) -> bool:
@@ -254,11 +307,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)})") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings")
     return values
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:120] or type(error).__name__

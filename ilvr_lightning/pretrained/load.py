@@ -5,18 +5,32 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
+from ilvr_lightning.config import MAX_SIDE
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.pretrained import adm, ddim, diffusers, diffusers_scheduler, own
 from ilvr_lightning.pretrained.description import Description, Overrides
-from ilvr_lightning.pretrained.files import WHAT_LOADS, StateDict, Weights, fill, read_content, state_dict_of
+from ilvr_lightning.pretrained.files import (
+    BROKEN,
+    WHAT_LOADS,
+    StateDict,
+    Weights,
+    check_names,
+    fill,
+    first_line,
+    identity_of,
+    is_state,
+    read_content,
+    state_dict_of,
+)
+
+T = TypeVar("T")
 
 
 class LoadedDenoiser(Denoiser):
@@ -45,10 +59,23 @@ class Found:
     files: tuple[Path, ...] = ()
     """All that it was read from, where that is more than the weights."""
 
+    def outline(self) -> tuple[UNet, dict[str, tuple[str, ...]]]:
+        """The network without memory, and the file's names for its parameters, once they are known to fit.
+
+        Raises:
+            UserError: they do not.
+        """
+        with torch.device("meta"):
+            network = _named(self.weights.path, lambda: make_network(self.description))
+        names = self.names(network.state_dict())
+        check_names(network, self.weights, names)
+        return network, names
+
     @property
     def sha256(self) -> str:
         """Of the file, or of the hashes of several."""
         hashes = [file_sha256(path) for path in self.files or (self.weights.path,)]
+        self.weights.check_unchanged()
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -82,10 +109,9 @@ def load_denoiser(
     if say is not None:
         for line in (f"checkpoint   {path}: {description.lines()[0]}", *description.lines()[1:]):
             say(line)
-    with torch.device("meta"):
-        network = make_network(description)
+    network, names = found.outline()
     network = network.to_empty(device="cpu")
-    fill(network, found.weights, found.names(network.state_dict()))
+    fill(network, found.weights, names)
     diffusion = description.diffusion
     denoiser = LoadedDenoiser(
         network.eval(),
@@ -99,9 +125,6 @@ def load_denoiser(
     return denoiser
 
 
-KIN = {adm: "ADM's kin", ddim: "the DDIM authors"}
-
-
 def make_network(description: Description) -> UNet:
     """The network that a description calls for.
 
@@ -110,11 +133,17 @@ def make_network(description: Description) -> UNet:
     """
     channels, height, width = description.image_shape
     model = description.model
-    if max(model.channels, *model.channel_mult, model.num_res_blocks) > 4096 or len(model.channel_mult) > 12:
-        raise UserError(f"the checkpoint's hyper-parameters are beyond any network: {model}"[:200])
+    widest = model.channels * max(model.channel_mult)
+    if widest > 16384 or model.num_res_blocks > 64 or len(model.channel_mult) > 12 or description.diffusion.T > 100_000:
+        raise UserError(
+            f"the checkpoint's hyper-parameters are beyond any network: {widest} channels, {model.num_res_blocks} "
+            f"blocks, {len(model.channel_mult)} levels, T={description.diffusion.T}"
+        )
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE or channels not in (1, 3):
+        raise UserError(f"the checkpoint's images of {channels}x{height}x{width} are none that load (1 or 3 channels)")
     try:
         return UNet(description.model, (height, width), channels)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"the checkpoint's hyper-parameters make no network: {error}") from None
 
 
@@ -129,16 +158,23 @@ def recognise(path: Path, weights: Weights = "ema", overrides: dict[str, Any] | 
     content = read_content(path)
     if own.is_checkpoint(content):
         Overrides(overrides, {}, "a checkpoint of this project")
-        return _own_checkpoint(path, content, weights)
+        return _named(path, lambda: _own_checkpoint(path, content, weights))
     state = state_dict_of(path, content, weights)
     if own.KEY in state.metadata:
         Overrides(overrides, {}, "a file of this project")
-        try:
-            description = own.describe_metadata(state.metadata[own.KEY])
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+        description = _named(path, lambda: own.describe_metadata(state.metadata[own.KEY]))
         return Found(description=description, weights=state, names=own.names)
     return _foreign(path, content, state, overrides)
+
+
+def _named(path: Path, describe: Callable[[], T]) -> T:
+    """What describe gives; its errors name the file."""
+    try:
+        return describe()
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except BROKEN as error:
+        raise UserError(f"{path} is a damaged checkpoint ({first_line(error)})") from None
 
 
 def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Found:
@@ -146,12 +182,12 @@ def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Fo
     state = content.get(key)
     if state is None:
         raise UserError(f"{path} holds no raw weights; give --weights ema")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not is_state(state):
         raise UserError(f"{path} is a damaged checkpoint: {key} holds something else than weights")
     shapes = {n.removeprefix("network."): tuple(v.shape) for n, v in state.items() if n.startswith("network.")}
     return Found(
         description=own.describe_checkpoint(content),
-        weights=StateDict(path=path, keys=(key,), prefix="network.", shapes=shapes),
+        weights=StateDict(path=path, keys=(key,), prefix="network.", shapes=shapes, identity=identity_of(path)),
         names=own.names,
         has_ema="current_model_state" in content,
     )
@@ -160,12 +196,7 @@ def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Fo
 def _foreign(path: Path, content: Any, state: StateDict, overrides: dict[str, Any] | None) -> Found:
     for family in (adm, ddim):
         if family.recognises(state.shapes):
-            try:
-                description = family.describe(state.shapes, overrides)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
-            except (LookupError, ValueError, TypeError, ArithmeticError) as error:
-                raise UserError(f"{path}: a state dict of {KIN[family]} that is damaged: {error!r:.100}") from None
+            description = _named(path, lambda family=family: family.describe(state.shapes, overrides))  # type: ignore[misc]
             return Found(
                 description=description,
                 weights=state,

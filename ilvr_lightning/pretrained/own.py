@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ilvr_lightning.config import DiffusionConfig
 from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.pretrained.description import Description
+from ilvr_lightning.pretrained.files import first_line
 
 KEY = "ilvr_lightning"
 """Of the description in a safetensors file's metadata."""
@@ -57,24 +56,31 @@ def describe_metadata(text: str) -> Description:
     """
     try:
         values = json.loads(text)
-        model = UNetConfig(**_tuples(values.pop("model")))
-        diffusion = DiffusionConfig(**_tuples(values.pop("diffusion")))
-        channels, height, width = map(int, values.pop("image_shape"))
-        if values.get("config") is not None:
-            config_from_plain(values["config"])
+        channels, *size = values["image_shape"]
+        # A configuration checks every type and range; what is not in the description must not stand in its way.
+        config = config_from_plain(
+            {
+                "model": values["model"], "diffusion": values["diffusion"],
+                "data": {"image_size": size, "channels": channels}, "grid": {"factors": [1], "preset": "paper"},
+            }
+        )  # fmt: skip
+        kind, clip, facts, whole = (values[name] for name in ("kind", "clip", "facts", "config"))
+        if whole is not None:
+            config_from_plain(whole)
+        if not (isinstance(kind, str) and isinstance(clip, bool) and isinstance(facts, dict)):
+            raise TypeError(f"kind {kind!r:.40}, clip {clip!r:.40}, facts {facts!r:.40}")
         return Description(
-            model=model, diffusion=diffusion, image_shape=(channels, height, width), **_tuples(values, ("assumed",))
+            kind=kind,
+            model=config.model,
+            diffusion=config.diffusion,
+            image_shape=(config.data.channels, *config.data.size),
+            clip=clip,
+            assumed=tuple(map(str, values["assumed"])),
+            config=whole,
+            facts=facts,
         )
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"its description is not of this version ({error})") from None
-
-
-def _tuples(values: dict[str, Any], only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """JSON's lists as tuples."""
-    return {
-        name: tuple(value) if isinstance(value, list) and (not only or name in only) else value
-        for name, value in values.items()
-    }
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"its description is not of this version ({first_line(error)})") from None
 
 
 def names(ours: Iterable[str]) -> dict[str, tuple[str, ...]]:
