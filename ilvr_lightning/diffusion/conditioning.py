@@ -43,8 +43,9 @@ class ILVR:
     low_pass: LowPassFilter
     """phi_N."""
     reference_noise: ReferenceNoise = "fresh"
-    """The noise of y_s in a step t -> s. fresh: drawn anew; matched: the network's own eps, and x_0 is refined before
-    the step; fixed: x_T's for the whole run; fresh_released: drawn anew, but y_t in place of y_s."""
+    """The noise of y_s in a step t -> s. fresh: drawn anew; matched: the network's own eps; fixed: the one that makes
+    x_T of the reference, for the whole run; with these two x_0 is refined before the step, too. fresh_released: drawn
+    anew, but y_t in place of y_s."""
     eps_extrapolation: float = 0.0
     """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
     condition_from: int | tuple[int, ...] | None = None
@@ -86,7 +87,7 @@ class ILVRRun:
     schedule: NoiseSchedule
     noise: NoiseSource
     timesteps: Sequence[int]
-    x_T: Tensor | None = None
+    x_T: Tensor | None = None  # noqa: N815 - the field's name
     _from: int = 0
     """The level that the present step comes from."""
     _eps: Tensor | None = None
@@ -132,7 +133,8 @@ class ILVRRun:
     def _noise(self, x: Tensor) -> Tensor:
         """The noise of the reference in this step."""
         if self.settings.reference_noise == "fixed" and self.x_T is not None:
-            return self.x_T
+            signal, sigma = self.schedule.signal_and_noise(self.timesteps[0], x)
+            return (self.x_T - signal * self.settings.reference) / sigma
         if self.settings.reference_noise == "matched":
             return x if self._eps is None else self._eps
         return self.noise.draw("reference", x)
