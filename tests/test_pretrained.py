@@ -723,10 +723,25 @@ def test_own_checkpoint_out_and_in_again(kind: str, learn_sigma: bool, tmp_path:
         assert_same_weights(loaded, again)
         assert torch.equal(expected, got)
     if kind == "safetensors":
-        assert again.description == loaded.description
+        for name in ("kind", "model", "diffusion", "image_shape", "facts"):
+            assert getattr(again.description, name) == getattr(loaded.description, name)
         card = (out / "README.md").read_text()
         for fact in ("data/toon", "1234", "0.125", "sample.py --ckpt model.safetensors", "channel_mult=1,2"):
             assert fact in card
+
+
+def test_no_place_of_the_machine_is_exported(tmp_path: Path) -> None:
+    path = own_checkpoint(tmp_path)
+    content = torch.load(path, weights_only=True)
+    config = content["hyper_parameters"]["config"]
+    config["data"]["path"] = config["init_from"] = "/home/someone/pictures"
+    config["grid"]["references"] = ("/home/someone/a.png",)
+    config["trainer"]["default_root_dir"] = "/home/someone/runs"
+    torch.save(content, path)
+    export(load_denoiser(path, say=None), "safetensors", tmp_path / "out")
+    assert b"someone" not in (tmp_path / "out" / "model.safetensors").read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "someone" not in card and "| data set | pictures |" in card
 
 
 def test_raw_weights_are_exported_on_request(tmp_path: Path) -> None:

@@ -44,8 +44,14 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
 
 
 def to_metadata(description: Description) -> dict[str, str]:
-    """A description as safetensors' metadata."""
-    return {"format": "pt", KEY: json.dumps(dataclasses.asdict(description), sort_keys=True)}
+    """A description as safetensors' metadata, without paths of the machine that trained it."""
+    values = dataclasses.asdict(description)
+    if (config := values["config"]) is not None:
+        config["data"]["path"] = data_set_of(description)
+        config["grid"]["references"] = []
+        config |= {"resume": None, "init_from": None}
+        config["trainer"].pop("default_root_dir", None)
+    return {"format": "pt", KEY: json.dumps(values, sort_keys=True)}
 
 
 def describe_metadata(text: str) -> Description:
