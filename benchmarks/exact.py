@@ -107,7 +107,7 @@ def probe(data: Gaussian, plan: SamplingPlan, draws: int, first_step_alone: bool
 
 def run_map(data: Gaussian, plan: SamplingPlan) -> Linear:
     """The whole run's map; samplers without memory step by step, so that a thousand steps are no more work."""
-    timesteps = list(plan.timesteps or spaced_timesteps(SCHEDULE, plan.resolved(1000).num_steps, plan.spacing))
+    timesteps = list(plan.timesteps or spaced_timesteps(SCHEDULE, plan.num_steps, plan.spacing))
     memoryless = plan.sampler == "ddpm" and plan.reference_noise.startswith("fresh")
     if not memoryless:
         noisy = (plan.eta > 0 or plan.sampler == "ddpm") + plan.reference_noise.startswith("fresh")

@@ -31,12 +31,20 @@ def start(count: int, seed: int = 100) -> Tensor:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("noise", ["fresh", "matched", "fixed"])
 @pytest.mark.parametrize(
     ("kernel", "orthogonal"), [("cubic", True), ("linear", True), ("lanczos3", True), ("ideal", False)]
 )
-def test_result_has_the_references_low_band(sampler: str, kernel: str, orthogonal: bool) -> None:
+def test_result_has_the_references_low_band(sampler: str, noise: str, kernel: str, orthogonal: bool) -> None:
     plan = SamplingPlan.preset(
-        "draft", sampler=sampler, num_steps=5, factor=4, kernel=kernel, orthogonal=orthogonal, eta=0.5
+        "draft",
+        sampler=sampler,
+        num_steps=5,
+        factor=4,
+        kernel=kernel,
+        orthogonal=orthogonal,
+        eta=0.5,
+        reference_noise=noise,
     )
     reference = images(2)
     low_pass = LowPassFilter((16, 32), 4, kernel, orthogonal)
@@ -130,10 +138,11 @@ def test_range_defaults_to_all_of_any_schedule() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_settings_an_image_equal_single_runs(sampler: str) -> None:
+@pytest.mark.parametrize("noise", ["fresh", "matched", "fixed"])
+def test_settings_an_image_equal_single_runs(sampler: str, noise: str) -> None:
     factors, highs, lows, seeds = (1, 4, 8, 4), (1000, 600, 500, 300), (0, 200, 500, 0), (5, 6, 7, 5)
     reference = images(4)
-    common = {"sampler": sampler, "timesteps": (1000, 800, 500, 200), "eta": 0.7}
+    common = {"sampler": sampler, "timesteps": (1000, 800, 500, 200), "eta": 0.7, "reference_noise": noise}
     together = generate(
         DENOISE,
         SCHEDULE,
@@ -211,6 +220,10 @@ def test_x_T_of_another_shape() -> None:  # noqa: N802
         ({"condition_to": 1001}, r"sampling.condition_to must be in \[0, 1000\]: got 1001"),
         ({"num_steps": 1001}, "sampling.num_steps must be at most T=1000: got 1001"),
         ({"timesteps": (1001, 4)}, "sampling.timesteps must start at T=1000 or below: got 1001"),
+        ({"start_from": 0}, r"sampling.start_from must be in \[1, 1000\]: got 0"),
+        ({"start_from": 20}, "sampling.num_steps must be at most sampling.start_from=20: got 50"),
+        ({"start_from": 20, "timesteps": (30, 2)}, "sampling.timesteps must begin with sampling.start_from=20: got 30"),
+        ({"start_from": 700}, "sampling.start_from needs a reference to begin from"),
     ],
 )
 def test_plan_that_does_not_fit_the_schedule(changes: dict[str, object], message: str) -> None:
@@ -233,6 +246,12 @@ def test_plan_that_does_not_fit_the_schedule(changes: dict[str, object], message
         ({"condition_from": 3, "condition_to": 5}, "sampling.condition_from=3 is below sampling.condition_to=5"),
         ({"condition_from": (9, 3), "condition_to": (2, 5)}, "the range is reversed"),
         ({"condition_from": (9, 8), "condition_to": (1, 2, 3)}, "got 2 and 3 values"),
+        (
+            {"eps_extrapolation": 1.1, "reference_noise": "matched"},
+            "sampling.eps_extrapolation must be between 0 and 1",
+        ),
+        ({"eps_extrapolation": 0.5}, "sampling.eps_extrapolation is of sampling.reference_noise=matched: got 0.5"),
+        ({"respaced_range_t": -1}, "sampling.respaced_range_t must be at least 0: got -1"),
     ],
 )
 def test_plan_that_makes_no_sense(changes: dict[str, object], message: str) -> None:
@@ -253,6 +272,86 @@ def test_explicit_timesteps_override_the_number_of_steps() -> None:
     assert plan.resolved(3).num_steps == 2
     states = generate_steps(GaussianDenoiser(short), short, plan, seeds=[0], shape=SHAPE)
     assert [state.t for state in states] == [1, 0]
+
+
+def matched_run(kappa: float = 0.0, **plan: object) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Samples and eps of each step of a DDIM run with matched noise in factor 1, and the reference."""
+    said: list[Tensor] = []
+
+    def denoise(x: Tensor, t: Tensor) -> Prediction:
+        prediction = DENOISE(x, t)
+        said.append(prediction.eps)
+        return prediction
+
+    settings = {"sampler": "ddim", "timesteps": (1000, 700, 300, 20), "factor": 1, "clip": False} | plan
+    noise = SamplingPlan(reference_noise="matched", eps_extrapolation=kappa, **settings)  # type: ignore[arg-type]
+    y = images(1)
+    states = generate_steps(
+        denoise, SCHEDULE, noise, seeds=[0], shape=SHAPE, reference=y, x_T=start(1), noise=RecordedNoise()
+    )
+    return [state.x for state in states], said, y
+
+
+def test_matched_noise_is_the_networks_own() -> None:
+    """With factor 1 all of x_s is the low band: sqrt(a_s) y + sqrt(1 - a_s) eps, eps of the step that goes there."""
+    x, eps, y = matched_run()
+    for s, at_s, of_step in zip((700, 300, 20), x, eps, strict=False):
+        torch.testing.assert_close(at_s, math.sqrt(A[s]) * y + math.sqrt(1 - A[s]) * of_step, rtol=0, atol=1e-12)
+    torch.testing.assert_close(x[-1], y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kappa", [0.75, 1.0])
+def test_eps_is_extrapolated_in_log_snr(kappa: float) -> None:
+    lam = SCHEDULE.log_snr_half.tolist()
+    x, eps, y = matched_run(kappa)
+    first = math.sqrt(A[700]) * y + math.sqrt(1 - A[700]) * eps[0]
+    torch.testing.assert_close(x[0], first, rtol=0, atol=1e-12)  # nothing to extrapolate from yet
+    for before, t, s, i in ((1000, 700, 300, 1), (700, 300, 20, 2)):
+        k = min(1.0, kappa * (lam[s] - lam[t]) / (lam[t] - lam[before]))
+        extrapolated = eps[i] + k * (eps[i] - eps[i - 1])
+        expected = math.sqrt(A[s]) * y + math.sqrt(1 - A[s]) * extrapolated
+        torch.testing.assert_close(x[i], expected, rtol=0, atol=1e-12)
+
+
+def test_matched_noise_leaves_what_is_outside_the_range() -> None:
+    x, eps, y = matched_run(1.0, condition_from=300, condition_to=300)
+    free, _, _ = matched_run(condition_from=0, condition_to=0)
+    torch.testing.assert_close(x[0], free[0], rtol=0, atol=0)
+    # The first refined step has no refined one before it.
+    torch.testing.assert_close(x[1], math.sqrt(A[300]) * y + math.sqrt(1 - A[300]) * eps[1], rtol=0, atol=1e-12)
+    assert float((x[2] - math.sqrt(A[20]) * y).abs().max()) > 0.1
+
+
+def test_fixed_noise_is_the_one_that_makes_x_T_of_the_reference() -> None:  # noqa: N802
+    y, x_T = images(1), start(1)
+    plan = SamplingPlan(sampler="ddim", timesteps=(900, 500, 100), factor=1, clip=False, reference_noise="fixed")
+    n = (x_T - math.sqrt(A[900]) * y) / math.sqrt(1 - A[900])
+    for state in generate_steps(DENOISE, SCHEDULE, plan, seeds=[0], shape=SHAPE, reference=y, x_T=x_T):
+        expected = math.sqrt(A[state.t]) * y + math.sqrt(1 - A[state.t]) * n
+        torch.testing.assert_close(state.x, expected, rtol=0, atol=1e-12)
+
+
+def test_what_a_run_must_be_told() -> None:
+    settings = {"reference": images(1), "low_pass": LowPassFilter((16, 32), 4)}
+    with pytest.raises(ValueError, match="need the run's timesteps"):
+        ILVR(**settings, reference_noise="matched").start(SCHEDULE, RecordedNoise())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs x_T"):
+        ILVR(**settings, reference_noise="fixed").start(SCHEDULE, RecordedNoise(), (9, 3))  # type: ignore[arg-type]
+
+
+def test_start_from_begins_with_the_noised_reference() -> None:
+    y, x_T, seen = images(1), start(1), list[tuple[int, Tensor]]()
+
+    def denoise(x: Tensor, t: Tensor) -> Prediction:
+        seen.append((int(t[0]), x.clone()))
+        return DENOISE(x, t)
+
+    plan = SamplingPlan(sampler="dpmpp_2m", num_steps=10, spacing="logsnr", start_from=700, factor=4)
+    generate(denoise, SCHEDULE, plan, seeds=[0], shape=SHAPE, reference=y, x_T=x_T)
+    assert [t for t, _ in seen] == [700, 580, 439, 282, 148, 68, 29, 11, 4, 1]  # ilvr.md
+    expected = math.sqrt(A[700]) * y + math.sqrt(1 - A[700]) * x_T
+    torch.testing.assert_close(seen[0][1], expected, rtol=0, atol=1e-12)
+    assert SamplingPlan.preset("paper", start_from=30).resolved(1000).num_steps == 30
 
 
 def test_presets() -> None:

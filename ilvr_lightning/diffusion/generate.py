@@ -78,8 +78,12 @@ def generate_steps(
         prediction = denoise(x, torch.full((len(x),), t, device=x.device))
         return clip_prediction(prediction, x, t, schedule) if plan.clip else prediction
 
-    timesteps = list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing))
+    timesteps = list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing, plan.start_from))
     ilvr = _ilvr(plan, x_T, reference)
+    if plan.start_from is not None:
+        if ilvr is None:
+            raise ValueError("sampling.start_from needs a reference to begin from")
+        x_T = schedule.q_sample(ilvr.reference, plan.start_from, x_T)
     run = Run(
         denoise=at_level,
         schedule=schedule,

@@ -61,6 +61,8 @@ class SamplingPlan:
     """The paper's b."""
     respaced_range_t: int | None = None
     """The released code's range_t: steps are counted from the last one, 0, and conditioned above this number alone."""
+    start_from: int | None = None
+    """Begin at this timestep from the noised reference in place of noise at T (SDEdit, Meng et al. 2022)."""
     timesteps: tuple[int, ...] | None = None
     """The evaluated timesteps, descending from at most T; overrides num_steps and spacing."""
 
@@ -137,11 +139,18 @@ class SamplingPlan:
             ValueError: a timestep lies outside [0, T], or there are more steps than timesteps.
         """
         T = num_timesteps
-        num_steps = T if self.num_steps >= EVERY_TIMESTEP else self.num_steps
+        num_steps = (self.start_from or T) if self.num_steps >= EVERY_TIMESTEP else self.num_steps
         if self.timesteps is not None:
             num_steps = len(self.timesteps)
-        if num_steps > T:
-            raise ValueError(f"sampling.num_steps must be at most T={T}: got {num_steps}")
+        if self.start_from is not None and not 1 <= self.start_from <= T:
+            raise ValueError(f"sampling.start_from must be in [1, {T}]: got {self.start_from}")
+        if self.start_from is not None and self.timesteps is not None and self.timesteps[0] != self.start_from:
+            raise ValueError(
+                f"sampling.timesteps must begin with sampling.start_from={self.start_from}: got {self.timesteps[0]}"
+            )
+        start, name = (T, "T") if self.start_from is None else (self.start_from, "sampling.start_from")
+        if num_steps > start:
+            raise ValueError(f"sampling.num_steps must be at most {name}={start}: got {num_steps}")
         if self.timesteps is not None and self.timesteps[0] > T:
             raise ValueError(f"sampling.timesteps must start at T={T} or below: got {self.timesteps[0]}")
         if self.respaced_range_t is not None and self.respaced_range_t >= num_steps:

@@ -107,23 +107,26 @@ def _from_one(values: Tensor) -> Tensor:
     return torch.cat([torch.full((1,), float("nan"), dtype=torch.float64), values])
 
 
-def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform") -> list[int]:
-    """Distinct timesteps, descending from at most T to at least 1; the step after the last goes to 0.
+def spaced_timesteps(
+    schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform", start: int | None = None
+) -> list[int]:
+    """Distinct timesteps, descending from at most start to at least 1; the step after the last goes to 0.
 
     Args:
         schedule: gives T and the log-SNR.
-        num_steps: how many, in [1, T].
+        num_steps: how many, in [1, start].
         spacing: a key of SPACINGS.
+        start: the first timestep; T unless given.
 
     Raises:
-        ValueError: num_steps is outside [1, T], or spacing unknown.
+        ValueError: num_steps is outside [1, start], or spacing unknown.
     """
-    T = schedule.num_timesteps
-    if not 1 <= num_steps <= T:
-        raise ValueError(f"sampling.num_steps must be in [1, {T}]: got {num_steps}")
+    start = schedule.num_timesteps if start is None else start
+    if not 1 <= num_steps <= start:
+        raise ValueError(f"sampling.num_steps must be in [1, {start}]: got {num_steps}")
     if spacing not in SPACINGS:
         raise ValueError(f"sampling.spacing must be one of {', '.join(SPACINGS)}: got {spacing!r}")
-    return _distinct(SPACINGS[spacing](schedule, num_steps), T)
+    return _distinct(SPACINGS[spacing](schedule, num_steps, start), start)
 
 
 def respaced_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
@@ -167,29 +170,27 @@ def respaced_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
     return tuple(reversed(timesteps))
 
 
-def uniform_spacing(schedule: NoiseSchedule, num_steps: int) -> list[int]:
-    """Equal steps in t, as ADM respaces (Nichol and Dhariwal 2021); one step starts at T."""
-    T = schedule.num_timesteps
+def uniform_spacing(schedule: NoiseSchedule, num_steps: int, start: int) -> list[int]:
+    """Equal steps in t, as ADM respaces (Nichol and Dhariwal 2021); a single one is at the start."""
     if num_steps == 1:
-        return [T]
-    return [1 + round(i * (T - 1) / (num_steps - 1)) for i in reversed(range(num_steps))]
+        return [start]
+    return [1 + round(i * (start - 1) / (num_steps - 1)) for i in reversed(range(num_steps))]
 
 
-def quadratic_spacing(schedule: NoiseSchedule, num_steps: int) -> list[int]:
+def quadratic_spacing(schedule: NoiseSchedule, num_steps: int, start: int) -> list[int]:
     """Steps that shrink linearly towards t=0 (Song et al. 2021, appendix D.2)."""
-    T = schedule.num_timesteps
-    return [max(1, round(T * (1 - i / num_steps) ** 2)) for i in range(num_steps)]
+    return [max(1, round(start * (1 - i / num_steps) ** 2)) for i in range(num_steps)]
 
 
-def logsnr_spacing(schedule: NoiseSchedule, num_steps: int) -> list[int]:
-    """Equal steps in log-SNR from T to 1 (Lu et al. 2022), each to the nearest timestep."""
-    lam = schedule.log_snr_half[1:]
+def logsnr_spacing(schedule: NoiseSchedule, num_steps: int, start: int) -> list[int]:
+    """Equal steps in log-SNR from the start to 1 (Lu et al. 2022), each to the nearest timestep."""
+    lam = schedule.log_snr_half[1 : start + 1]
     low, high = max(float(lam[-1]), MIN_LOG_SNR_HALF), float(lam[0])
     points = torch.linspace(low, high, num_steps, dtype=torch.float64)
     return [int((lam - point).abs().argmin()) + 1 for point in points]
 
 
-SPACINGS: dict[str, Callable[[NoiseSchedule, int], list[int]]] = {
+SPACINGS: dict[str, Callable[[NoiseSchedule, int, int], list[int]]] = {
     "uniform": uniform_spacing,
     "quadratic": quadratic_spacing,
     "logsnr": logsnr_spacing,
