@@ -30,23 +30,23 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     from ilvr_lightning.pretrained.load import load_denoiser
     from ilvr_lightning.runs import make_writable
     from ilvr_lightning.sampling import ILVRSampler, SampleWriter, write_references
-    from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape, make_trainer, use_bf16
+    from ilvr_lightning.session import find_checkpoint, find_references, fitting_settings, make_trainer, use_bf16
 
     folder = Path(args.out)
     checkpoint = find_checkpoint(args.ckpt)
     loaded = load_denoiser(checkpoint, args.weights, dict(args.override) or None, say=announce)
     if args.clip is None:
         plan = replace(plan, clip=loaded.clip)
-    shape = fitting_shape(loaded, args.image_size, args.factor if args.ref else [], plan)
+    shape, plan, settings = fitting_settings(loaded, args, plan)
     references = find_references(args.ref, shape, args.fit)
     make_writable(folder, "--out")
     write_references(references, folder)
     jobs = SampleJobs(
         make_jobs(
             references,
-            args.factor,
+            settings,
             args.num_samples,
-            plan.resolved(loaded.schedule.num_timesteps),
+            plan,
             seed=args.seed,
             weights=args.weights,
             checkpoint_sha256=loaded.found.sha256,

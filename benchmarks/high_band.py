@@ -25,17 +25,18 @@ def main(argv: Sequence[str]) -> int:
     from ilvr_lightning.jobs import make_jobs
     from ilvr_lightning.pretrained.load import load_denoiser
     from ilvr_lightning.sampling import ILVRSampler
-    from ilvr_lightning.session import find_checkpoint, find_references, fitting_shape
+    from ilvr_lightning.session import find_checkpoint, find_references, fitting_settings
 
     loaded = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override) or None)
-    shape = fitting_shape(loaded, args.image_size, args.factor, plan)
+    shape, plan, settings = fitting_settings(loaded, args, plan)
     references = find_references(args.ref, shape, args.fit)
     module = ILVRSampler(loaded, shape, plan, args.precision == "bf16")
     y = torch.stack([r.tensor for r in references])
     print(f"high band of {len(references)} samples, {plan.sampler}, {module.plan.num_steps} evaluations:")
-    for factor in args.factor:
+    for setting in settings:
+        factor = setting.factor
         jobs = make_jobs(
-            references, [factor], 1, plan, seed=args.seed, weights="ema", checkpoint_sha256="", folder=Path(args.out)
+            references, [setting], 1, plan, seed=args.seed, weights="ema", checkpoint_sha256="", folder=Path(args.out)
         )
         start = time.perf_counter()
         batches = [jobs[i : i + args.batch_size] for i in range(0, len(jobs), args.batch_size)]

@@ -45,8 +45,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:
         raise UserError("--out or --ref is empty; give a folder to write to, and pictures")
     if len(set(args.factor)) < len(args.factor):
         raise UserError(f"--factor must list factors, each once: got {' '.join(map(str, args.factor))}")
-    if args.unconditional and args.range is not None:
-        raise UserError("--range is for --ref; --unconditional follows no reference")
+    for flag in ("range", "factor", "sweep"):
+        if args.unconditional and getattr(args, flag):
+            raise UserError(f"--{flag} is for --ref; --unconditional follows no reference")
+    if args.range is not None and len(set(args.range)) < len(args.range):
+        raise UserError("--range must list ranges, each once")
     if args.reproduce is not None and args != make_parser().parse_args(_without_plan(args)):
         raise UserError(
             "--reproduce takes the settings from the picture; beside it give --ref, --fit, --ckpt, --out or --overwrite"
@@ -76,11 +79,11 @@ def make_plan(args: argparse.Namespace) -> SamplingPlan:
     for flag, owners in (("eta", ("ddim", "dpmpp_2m")), ("variance", ("ddpm",))):
         if flag in changes and sampler not in owners:
             raise UserError(f"--{flag} is of --sampler {' or '.join(owners)}; with {sampler} it does nothing")
-    if args.range is not None:
-        changes["condition_from"], changes["condition_to"] = args.range
     try:
         for factor in args.factor:
             SamplingPlan(factor=factor)
+        for a, b in args.range or []:
+            SamplingPlan(condition_from=a, condition_to=b)
         return SamplingPlan.preset(args.preset, **changes)
     except ValueError as error:
         raise UserError(in_flags(str(error))) from None
@@ -117,9 +120,12 @@ def make_parser() -> Parser:
     add("--reproduce", metavar="FILE.png", help="make a picture of ours again, from the recipe in it")
     plan = parser.add_argument_group("plan", "a preset, and what changes it; unless given, a setting is the preset's")
     plan.add_argument("--preset", choices=tuple(PRESETS), default="draft", help="named plan (%(default)s)")
-    plan.add_argument("--factor", type=int, nargs="+", default=[8], metavar="N",
+    plan.add_argument("--factor", type=int, nargs="+", default=[], metavar="N",
                       help="the paper's N, one or several; each is sampled (8)")  # fmt: skip
-    plan.add_argument("--range", type=_range, metavar="A:B", help="condition in timesteps A down to B (T:0)")
+    plan.add_argument("--range", type=_range, nargs="+", metavar="A:B",
+                      help="condition in timesteps A down to B (T:0), one or several")  # fmt: skip
+    plan.add_argument("--sweep", action="store_true",
+                      help="every factor with every range; those that are not given are the paper's")  # fmt: skip
     docs, hints = field_docs(SamplingPlan), typing.get_type_hints(SamplingPlan)
     for f in _plain_fields():
         plan.add_argument(*_flags(f.name), dest=f.name, default=None, help=docs[f.name], **_kind(hints[f.name]))

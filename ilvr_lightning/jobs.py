@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.grid import reference_columns
+from ilvr_lightning.grid import low_pass_pixels, reference_columns
 from ilvr_lightning.images import (
     BrokenImageError,
     Column,
@@ -34,11 +34,47 @@ GRID_KEY = "ilvr_lightning_grid"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a sweep varies: a column of its grid."""
+
+    factor: int
+    """N."""
+    condition_from: int
+    """The paper's a."""
+    condition_to: int
+    """The paper's b."""
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """(a, b)."""
+        return self.condition_from, self.condition_to
+
+
+def settings_of(plan: SamplingPlan, factors: Sequence[int], ranges: Sequence[tuple[int, int]] = ()) -> list[Setting]:
+    """Every factor with every range; a resolved plan's own range where none is given.
+
+    Raises:
+        ValueError: a range is reversed, or holds what is no timestep.
+    """
+    highs, lows = plan.condition_from, plan.condition_to
+    assert isinstance(highs, int) and isinstance(lows, int)
+    settings = [
+        Setting(factor=factor, condition_from=a, condition_to=b)
+        for factor in factors
+        for a, b in ranges or [(highs, lows)]
+    ]
+    for setting in settings:
+        replace(plan, **asdict(setting))
+    return settings
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One picture to make."""
 
     reference: Reference | None
-    factor: int | None
+    setting: Setting | None
+    """None without a reference."""
     sample: int
     recipe: Recipe
     """What determines the picture; batch size, precision and device are filled in when it is made."""
@@ -118,18 +154,30 @@ class SampleJobs(pl.LightningDataModule):
         return Grid(path=path, columns=functools.partial(self._columns, groups), title=title, digest=digest)
 
     def _columns(self, groups: list[list[Job]]) -> list[Column]:
-        def tiles(jobs: list[Job], factor: int | None) -> list[Pixels]:
-            return [to_pixels(read_image(self.folder / job.file)) for job in jobs if job.factor == factor]
+        def tiles(jobs: list[Job], setting: Setting | None) -> list[Pixels]:
+            return [to_pixels(read_image(self.folder / job.file)) for job in jobs if job.setting == setting]
 
         references = [jobs[0].reference for jobs in groups if jobs[0].reference is not None]
         if not references:
             made = tiles(groups[0], None)
             across = min(8, len(made))
             return [Column(label="unconditional", rows=[made[i : i + across] for i in range(0, len(made), across)])]
-        factors = [f for f in dict.fromkeys(job.factor for job in groups[0]) if f is not None]
-        return reference_columns(
-            references, factors, plan_of(groups[0][0].recipe), lambda row, factor: tiles(groups[row], factor)
-        )
+        settings = [s for s in dict.fromkeys(job.setting for job in groups[0]) if s is not None]
+        plan = plan_of(groups[0][0].recipe)
+        if len({setting.range for setting in settings}) == 1:
+            by_factor = {setting.factor: setting for setting in settings}
+            return reference_columns(
+                references, list(by_factor), plan, lambda row, factor: tiles(groups[row], by_factor[factor])
+            )
+        columns = [Column(label="reference", rows=[[r.pixels] for r in references])]
+        for factor in dict.fromkeys(setting.factor for setting in settings):
+            low = low_pass_pixels(references, factor, plan)
+            columns.append(Column(label=f"N={factor}: low-pass", rows=[[low[row]] for row in range(len(references))]))
+            for setting in (s for s in settings if s.factor == factor):
+                rows = [tiles(jobs, setting) for jobs in groups]
+                a, b = setting.range
+                columns.append(Column(label=f"N={factor}, t {a} to {b}", rows=rows))
+        return columns
 
 
 def _as_it_is(batch: list[Job]) -> list[Job]:
@@ -138,7 +186,7 @@ def _as_it_is(batch: list[Job]) -> list[Job]:
 
 def make_jobs(
     references: Sequence[Reference],
-    factors: Sequence[int],
+    settings: Sequence[Setting],
     num_samples: int,
     plan: SamplingPlan,
     *,
@@ -157,11 +205,12 @@ def make_jobs(
     jobs: list[Job] = []
     taken: set[str] = set()
     choices: list[Reference | None] = [*references] or [None]
+    several = len({setting.range for setting in settings}) > 1
     for reference in choices:
-        for factor in factors if reference is not None else [None]:
+        for setting in settings if reference is not None else [None]:
             for sample in range(num_samples):
                 recipe = Recipe(
-                    plan=plan_settings(plan, factor),
+                    plan=plan_settings(plan, setting),
                     seed=seed,
                     sample=sample,
                     weights=weights,
@@ -170,19 +219,26 @@ def make_jobs(
                     reference=reference.name if reference else None,
                     reference_sha256=reference.sha256 if reference else None,
                 )
-                stem = f"{reference.name}_N{factor}_{sample}" if reference else f"unconditional_{sample}"
+                stem = f"{_name(reference, setting, several)}_{sample}"
                 file = f"{stem}.png"
                 if file in taken or not (overwrite or _free(folder / file, recipe)):
                     file = f"{stem}_{recipe.digest[:8]}.png"
                 taken.add(file)
-                jobs.append(Job(reference=reference, factor=factor, sample=sample, recipe=recipe, file=file))
+                jobs.append(Job(reference=reference, setting=setting, sample=sample, recipe=recipe, file=file))
     return jobs
 
 
-def plan_settings(plan: SamplingPlan, factor: int | None) -> dict[str, Any]:
-    """A plan as a recipe holds it: plain values, one factor."""
-    settings = asdict(plan) if factor is None else asdict(replace(plan, factor=factor))
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
+def _name(reference: Reference | None, setting: Setting | None, several_ranges: bool) -> str:
+    if reference is None or setting is None:
+        return "unconditional"
+    a, b = setting.range
+    return f"{reference.name}_N{setting.factor}" + (f"_t{a}-{b}" if several_ranges else "")
+
+
+def plan_settings(plan: SamplingPlan, setting: Setting | None) -> dict[str, Any]:
+    """A plan as a recipe holds it: plain values, one setting."""
+    chosen = plan if setting is None else replace(plan, **asdict(setting))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(chosen)))
     return plain
 
 

@@ -11,7 +11,7 @@ import torch
 from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
-from ilvr_lightning.jobs import Job, plan_of, write_whole
+from ilvr_lightning.jobs import Job, plan_of, settings_of, write_whole
 from ilvr_lightning.pretrained.load import file_sha256, load_denoiser, recognise
 from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
 from ilvr_lightning.runs import make_writable
@@ -51,8 +51,9 @@ def reproduce(args: argparse.Namespace) -> int:
     module = ILVRSampler(loaded, shape, plan, recipe.precision == "bf16").to(device)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    job = Job(reference=reference, factor=recipe.plan["factor"] if reference else None, sample=recipe.sample,
-              recipe=recipe, file=source.name)  # fmt: skip
+    (setting,) = settings_of(plan.resolved(loaded.schedule.num_timesteps), [as_tuple(plan.factor)[0]])
+    job = Job(reference=reference, setting=setting if reference else None, sample=recipe.sample, recipe=recipe,
+              file=source.name)  # fmt: skip
     # Convolutions may round differently in a batch of another size.
     new = from_tensor(module.predict_step([job] * recipe.batch_size))[0]
     made = replace(recipe, threads=torch.get_num_threads(), device=device.type)

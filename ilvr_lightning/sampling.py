@@ -65,14 +65,15 @@ class ILVRSampler(pl.LightningModule):
     def predict_step(self, batch: list[Job], batch_idx: int = 0) -> Tensor:
         """(B, C, H, W) in [-1, 1]."""
         references = [job.reference.tensor for job in batch if job.reference is not None]
-        factors = tuple(job.factor for job in batch if job.factor is not None)
+        settings = [asdict(job.setting) for job in batch if job.setting is not None]
+        an_image: dict[str, Any] = {name: tuple(s[name] for s in settings) for name in settings[0]} if settings else {}
         x = torch.empty(0, *self.shape)
         if not batch:
             return x
         for state in generate_steps(
             self.denoiser,
             self.schedule,
-            replace(self.plan, factor=factors) if factors else self.plan,
+            replace(self.plan, **an_image),
             seeds=[image_seed(j.recipe.seed, j.recipe.reference_sha256, j.sample) for j in batch],
             shape=self.shape,
             reference=torch.stack(references) if references else None,

@@ -1,10 +1,12 @@
 """What sample.py finds and checks before it starts: checkpoint, references, sizes, devices."""
 
+import argparse
 import logging
 import os
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import Fit, Reference, find_images, fitted, read_image, read_references
+from ilvr_lightning.jobs import Setting, settings_of
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 from ilvr_lightning.runs import newest_checkpoint
 from ilvr_lightning.sampling import check_names
@@ -64,6 +67,36 @@ def fitting_shape(
     if plan.variance == "learned" and not loaded.network.config.learn_sigma:
         raise UserError("--variance learned needs a network that learned its variance; give small, large or auto")
     return channels, height, width
+
+
+SWEEP_FACTORS = (4, 8, 16, 32, 64)
+SWEEP_RANGES = (1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 0.75)
+"""Of T: the paper's figure 7 in four columns."""
+
+
+def fitting_settings(
+    loaded: LoadedDenoiser, args: argparse.Namespace, plan: SamplingPlan
+) -> tuple[tuple[int, int, int], SamplingPlan, list[Setting]]:
+    """The pictures' shape, the plan with T filled in, and what is swept: factors, ranges, or both.
+
+    Raises:
+        UserError: network, factors, ranges or plan do not fit each other.
+    """
+    factors, ranges, T = args.factor, args.range or [], loaded.schedule.num_timesteps
+    if args.sweep:
+        side = min(args.image_size or loaded.image_shape[1:])
+        factors = factors or [n for n in SWEEP_FACTORS if side % n == 0 and n < side]
+        ranges = ranges or [(round(a * T), round(b * T)) for a, b in SWEEP_RANGES]
+    factors = factors or [8]
+    shape = fitting_shape(loaded, args.image_size, factors if args.ref else [], plan)
+    try:
+        plan = plan.resolved(T)
+        settings = settings_of(plan, factors, ranges)
+        for setting in settings:
+            replace(plan, **asdict(setting)).resolved(T)
+    except ValueError as error:
+        raise UserError(in_flags(str(error))) from None
+    return shape, plan, settings
 
 
 def find_references(given: Sequence[str], shape: tuple[int, int, int], fit: Fit) -> list[Reference]:

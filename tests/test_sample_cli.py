@@ -105,6 +105,36 @@ def test_grids_show_the_samples(run: Sample, references: Path) -> None:
         assert (tile[::12, ::12] == pixels(out / f"{name}.png")).all(), name
 
 
+def test_sweep_of_ranges_in_one_grid(run: Sample, references: Path) -> None:
+    """References down, settings across: the low-pass image of each factor, then its ranges; x_T is shared."""
+    out = run("--ref", references / "a.png", references / "b.png", "--factor", 2, 4, "--range", "25:0", "25:12",
+              "--num-samples", 1, "--sampler", "ddim")  # fmt: skip
+    stems = [f"{r}_N{n}_t25-{b}_0" for r in "ab" for n in (2, 4) for b in (0, 12)]
+    assert [line["file"] for line in manifest(out)] == [f"{stem}.png" for stem in stems]
+    assert [line["plan"]["condition_to"] for line in manifest(out)] == [0, 12] * 4
+    grid = pixels(out / "grid.png")
+    left = 12 + 96 + 12
+    for column, name in enumerate(("low", "a_N2_t25-0_0", "a_N2_t25-12_0", "low", "a_N4_t25-0_0", "a_N4_t25-12_0")):
+        tile = grid[44 : 44 + 96, left + column * (96 + 12) : left + column * (96 + 12) + 96]
+        if name != "low":
+            assert (tile[::12, ::12] == pixels(out / f"{name}.png")).all(), name
+    # Alone, each is the same picture: a batch may hold a whole sweep.
+    flags = ("--factor", 4, "--range", "25:12", "--num-samples", 1, "--sampler", "ddim")
+    alone = run("--ref", references / "a.png", *flags, out="alone")
+    assert difference(out / "a_N4_t25-12_0.png", alone / "a_N4_0.png") <= 1
+
+
+def test_sweep_fills_in_what_is_not_given(run: Sample, references: Path) -> None:
+    out = run("--ref", references / "a.png", "--sweep", "--num-samples", 1)
+    ranges = [(25, 0), (25, 6), (25, 12), (25, 19)]
+    assert [(line["plan"]["factor"], line["plan"]["condition_from"], line["plan"]["condition_to"])
+            for line in manifest(out)] == [(4, a, b) for a, b in ranges]  # fmt: skip
+    out = run(
+        "--ref", references / "a.png", "--sweep", "--factor", 2, 8, "--range", "20:3", "--num-samples", 1, out="b"
+    )
+    assert [(line["plan"]["factor"], line["plan"]["condition_from"]) for line in manifest(out)] == [(2, 20), (8, 20)]
+
+
 def test_png_holds_its_recipe_and_no_place(run: Sample, references: Path, tmp_path: Path) -> None:
     out = run("--ref", references / "a.png", "--factor", 2, "--num-samples", 1)
     with Image.open(out / "a_N2_0.png") as image:
@@ -312,6 +342,13 @@ refused = functools.partial(commands.refused, sample.main)
         ("--ref a.png --range 5:10", "the range is reversed"),
         ("--ref a.png --range 30:0", "--range must be in [0, 25]: got 30"),
         ("--ref a.png --range 10", "--range: got '10'; give two timesteps A:B"),
+        ("--ref a.png --range 25:0 25:0", "--range must list ranges, each once"),
+        ("--ref a.png --range 25:0 5:10", "the range is reversed"),
+        ("--unconditional --sweep", "--sweep is for --ref"),
+        ("--ref a.png --override num_heads", "--override: got 'num_heads'; give KEY=VALUE"),
+        ("--ref a.png --override num_heads=2", "overrides['num_heads'] is not open in a checkpoint of this project"),
+        ("--ref a.png --start-from 30", "--start-from must be in [1, 25]: got 30"),
+        ("--ref a.png --eps-extrapolation 1", "--eps-extrapolation is of --reference-noise=matched"),
         ("--ref a.png --sampler ddim --eta -1", "--eta must be between 0 and 1: got -1"),
         ("--ref a.png --num-samples 0", "--num-samples must be at least 1: got 0"),
         ("--ref a.png --batch-size -2", "--batch-size must be at least 1: got -2"),
@@ -413,6 +450,11 @@ def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         "--kernel",
         "--orthogonal",
         "--reference-noise",
+        "--eps-extrapolation",
+        "--start-from",
+        "--respaced-range-t",
+        "--override",
+        "--sweep",
         "--timesteps",
     ]:
         assert f"  {flag}" in text or f", {flag}" in text, flag

@@ -1,0 +1,77 @@
+"""Samples by frequency band: below phi_N they are to be the reference's, above it as real images have it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ilvr_lightning.diffusion.low_pass import LowPassFilter
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandFigures:
+    """Samples against their references, one sample each, which are held-out images of the training domain."""
+
+    energy: float
+    """Of the high band, over the references'; below 1 is blur, above 1 grain."""
+    median: float
+    """Median over pictures of the picture's own high-band energy over its reference's."""
+    worst: float
+    """The largest of these."""
+    low: float
+    """RMS distance of the low band from the reference's, in pixels of [-1, 1]."""
+    high: float
+    """Frechet distance of the high band in its principal components, over the references' variance there."""
+
+
+def band_figures(x: Tensor, y: Tensor, factor: int, components: int = 128) -> BandFigures:
+    """Compare samples with their references.
+
+    Args:
+        x: (B, C, H, W) samples in [-1, 1].
+        y: (B, C, H, W) the reference of each.
+        factor: N of the orthogonal bicubic filter that parts the bands.
+        components: of the references' high band; at most B - 1 of them.
+    """
+    low_pass = LowPassFilter((x.shape[2], x.shape[3]), factor, orthogonal=True)
+    x, y = x.double().cpu(), y.double().cpu()
+    low = low_pass(x - y)
+    x_high, y_high = x - low_pass(x), y - low_pass(y)
+    own, its = x_high.square().mean((1, 2, 3)), y_high.square().mean((1, 2, 3))
+    ratios = own / its
+    return BandFigures(
+        energy=float(own.mean() / its.mean()),
+        median=float(ratios.median()),
+        worst=float(ratios.max()),
+        low=float(low.square().mean().sqrt()),
+        high=_component_distance(x_high.flatten(1), y_high.flatten(1), components),
+    )
+
+
+def _component_distance(x: Tensor, y: Tensor, components: int) -> float:
+    """Frechet distance of x from y (rows are images) in y's leading principal components, over y's variance there."""
+    centre = y.mean(0)
+    _, sizes, axes = torch.linalg.svd(y - centre, full_matrices=False)
+    axes = axes[: min(components, len(y) - 1)]
+    a, b = (x - centre) @ axes.mT, (y - centre) @ axes.mT
+    variance = float(sizes[: len(axes)].square().sum() / (len(y) - 1))
+    return frechet_distance(a, b) / variance
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared 2-Wasserstein distance of the normals that fit two sets of features (Heusel et al. 2017).
+
+    Args:
+        a: (n, d) features.
+        b: (m, d) features.
+    """
+    a, b = a.double(), b.double()
+    root = _root(a.T.cov())
+    product = _root(root @ b.T.cov() @ root).trace()
+    return float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * product)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+    return root
