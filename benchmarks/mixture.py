@@ -1,0 +1,161 @@
+"""Samplers on a mixture of Gaussians, where the conditional has modes and ILVR's approximation shows.
+
+    python -m benchmarks.mixture [--samples 400] [--references 40]
+
+Six components in one dimension of 32 samples. The exact denoiser and the exact conditional p(x | phi(x) = phi(y)) are
+known, a mixture itself; the samplers' draws are compared with it by the weight that each component gets (total
+variation) and by the sliced 2-Wasserstein distance in the band that the conditional leaves free, over its variance.
+Means over references drawn from the data, with the standard error; both measures have a floor, which the first row
+shows: as many exact draws of the conditional.
+"""
+
+import argparse
+import math
+import statistics
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.exact import SCHEDULE, ancestral, solver
+from ilvr_lightning.diffusion.denoiser import Prediction
+from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
+from ilvr_lightning.diffusion.plan import SamplingPlan
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Equal weights, means (K, n), one covariance (n, n)."""
+
+    means: Tensor
+    covariance: Tensor
+
+    def responsibilities(self, x: Tensor, scale: float, noise: float) -> Tensor:
+        """(B, K) posterior weights of the components given x = scale x_0 + noise n, x (B, n)."""
+        covariance = scale**2 * self.covariance + noise**2 * torch.eye(x.shape[1], dtype=x.dtype)
+        difference = x[:, None] - scale * self.means[None]
+        solved = torch.linalg.solve(covariance, difference.flatten(0, 1).mT).mT.reshape(difference.shape)
+        weights: Tensor = torch.softmax(-0.5 * (difference * solved).sum(-1), dim=1)
+        return weights
+
+    def denoise(self, x: Tensor, t: Tensor) -> Prediction:
+        """The exact E[x_0 | x_t], all of one t."""
+        a = float(SCHEDULE.alphas_cumprod[t[0]])
+        flat = x.flatten(1)
+        weights = self.responsibilities(flat, math.sqrt(a), math.sqrt(1 - a))
+        total = a * self.covariance + (1 - a) * torch.eye(flat.shape[1], dtype=x.dtype)
+        gain = math.sqrt(a) * self.covariance @ torch.linalg.inv(total)
+        mean = weights @ self.means
+        x0 = (mean + (flat - math.sqrt(a) * mean) @ gain.mT).reshape(x.shape)
+        return Prediction(x0=x0, eps=(x - math.sqrt(a) * x0) / math.sqrt(1 - a))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count, n) images."""
+        component = torch.randint(len(self.means), (count,), generator=generator)
+        noise = torch.randn((count, self.means.shape[1]), generator=generator, dtype=torch.float64)
+        images: Tensor = self.means[component] + noise @ torch.linalg.cholesky(self.covariance).mT
+        return images
+
+    def conditional(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (K,), means (K, n) and covariance (n, n) of p(x | phi x = phi y), y (n,)."""
+        u, sizes, _ = torch.linalg.svd(phi.mT)
+        seen = u[:, sizes > 1e-9 * sizes[0]]
+        C = self.covariance
+        inner = seen.mT @ C @ seen
+        gain = C @ seen @ torch.linalg.inv(inner)
+        off = (y - self.means) @ seen
+        weights = torch.softmax(-0.5 * (off * torch.linalg.solve(inner, off.mT).mT).sum(1), dim=0)
+        return weights, self.means + off @ gain.mT, C - gain @ seen.mT @ C
+
+
+def six_components(length: int = 32) -> Mixture:
+    """Means that share much of their low band, a covariance of 1/(1 + k)^2 in the DCT."""
+    generator = torch.Generator().manual_seed(0)
+    basis = dct_basis(length)
+    k = torch.arange(length, dtype=torch.float64)
+    low = 0.15 * torch.randn((6, length), generator=generator, dtype=torch.float64) * (k < 4)
+    high = 0.5 * torch.randn((6, length), generator=generator, dtype=torch.float64) * ((k >= 4) & (k < 16))
+    values = 1 / (1 + k) ** 2
+    covariance = basis.mT @ torch.diag(0.02 * length * values / values.sum()) @ basis
+    return Mixture((low + high) @ basis, covariance)
+
+
+def sliced_w2(a: Tensor, b: Tensor, directions: Tensor) -> float:
+    """Mean squared 2-Wasserstein distance of projections on directions (d, n); equally many samples."""
+    return float(((a @ directions.mT).sort(0).values - (b @ directions.mT).sort(0).values).square().mean())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--references", type=int, default=40)
+    parser.add_argument("--factor", type=int, nargs="+", default=[4, 8])
+    args = parser.parse_args()
+    rows: dict[str, SamplingPlan | None] = {
+        "exact draws (the measures' floor)": None,
+        "DDPM as released, 100": ancestral("ilvr_adm", 100),
+        "DDPM as the paper, 10": ancestral("paper", 10),
+        "DDPM as the paper, 100": ancestral("paper", 100),
+        "DDPM as the paper, 1000": ancestral("paper", 1000),
+        "2M, fixed, 10": solver(10, reference_noise="fixed"),
+        "2M, matched, 10": solver(10),
+        "2M, matched, kappa 0.75, 10": solver(10, eps_extrapolation=0.75),
+        "2M, matched, eta 1, 10": solver(10, eta=1.0),
+        "2M, matched, 20": solver(20),
+        "2M, matched, kappa 0.75, 20": solver(20, eps_extrapolation=0.75),
+        "2M, matched, eta 1, 20": solver(20, eta=1.0),
+        "2M, matched, eta 1, kappa 0.75, 20": solver(20, eta=1.0, eps_extrapolation=0.75),
+    }
+    data = six_components()
+    length = data.means.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    references = data.draw(args.references, generator)
+    for factor in args.factor:
+        phi = low_pass_matrix(length, factor, orthogonal=True)
+        print(f"\nN={factor}, {args.references} references, {args.samples} samples each")
+        print("| sampler, evaluations | total variation of the components | sliced W2² / variance |\n|---|---|---|")
+        for name, plan in rows.items():
+            figures = [measure(data, y, phi, plan, factor, args.samples, i) for i, y in enumerate(references)]
+            cells = []
+            for values in zip(*figures, strict=True):
+                error = statistics.stdev(values) / math.sqrt(len(values))
+                cells.append(f"{statistics.mean(values):.3f} ±{error:.3f}")
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def measure(
+    data: Mixture, y: Tensor, phi: Tensor, plan: SamplingPlan | None, factor: int, count: int, seed: int
+) -> tuple[float, float]:
+    """Total variation of the component weights, and the sliced distance, for one reference."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    weights, means, covariance = data.conditional(y, phi)
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt()
+
+    def exact() -> Tensor:
+        component = torch.multinomial(weights, count, replacement=True, generator=generator)
+        noise = torch.randn((count, len(y)), generator=generator, dtype=torch.float64)
+        images: Tensor = means[component] + noise @ root.mT
+        return images
+
+    truth = exact()
+    if plan is None:
+        x = exact()
+    else:
+        x_T = torch.randn((count, 1, 1, len(y)), generator=generator, dtype=torch.float64)
+        x = generate(
+            data.denoise, SCHEDULE, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
+            reference=y.reshape(1, 1, 1, -1), x_T=x_T,
+        ).flatten(1)  # fmt: skip
+    share = data.responsibilities(x, 1.0, 0.0).mean(0)
+    directions = torch.randn((64, len(y)), generator=generator, dtype=torch.float64)
+    directions = directions - directions @ phi.mT
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    variance = float((truth @ directions.mT).var(0).mean())
+    return float(0.5 * (share - weights).abs().sum()), sliced_w2(x, truth, directions) / variance
+
+
+if __name__ == "__main__":
+    main()
