@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 from ilvr_lightning.config import MAX_SIDE
 from ilvr_lightning.configure import field_docs
-from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
+from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan
 from ilvr_lightning.errors import UserError
 
 FLAGS = {"num_steps": ["--steps", "--num-steps"], "condition_from": [], "condition_to": []}
@@ -75,7 +75,7 @@ def in_flags(message: str) -> str:
 def make_plan(args: argparse.Namespace) -> SamplingPlan:
     """The preset with what the flags change; several factors become one plan a factor later."""
     changes = {f.name: value for f in _plain_fields() if (value := getattr(args, f.name)) is not None}
-    sampler = changes.get("sampler", "ddpm")
+    sampler = changes.get("sampler", PRESETS[args.preset].get("sampler", "ddpm"))
     for flag, owners in (("eta", ("ddim", "dpmpp_2m")), ("variance", ("ddpm",))):
         if flag in changes and sampler not in owners:
             raise UserError(f"--{flag} is of --sampler {' or '.join(owners)}; with {sampler} it does nothing")
@@ -119,7 +119,7 @@ def make_parser() -> Parser:
     add("--overwrite", action="store_true", help="make again what the folder already holds")
     add("--reproduce", metavar="FILE.png", help="make a picture of ours again, from the recipe in it")
     plan = parser.add_argument_group("plan", "a preset, and what changes it; unless given, a setting is the preset's")
-    plan.add_argument("--preset", choices=tuple(PRESETS), default="draft", help="named plan (%(default)s)")
+    plan.add_argument("--preset", choices=tuple(PRESETS), default=DEFAULT_PRESET, help="named plan (%(default)s)")
     plan.add_argument("--factor", type=int, nargs="+", default=[], metavar="N",
                       help="the paper's N, one or several; each is sampled (8)")  # fmt: skip
     plan.add_argument("--range", type=_range, nargs="+", metavar="A:B",

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from ilvr_lightning.diffusion.factor import check_factor
-from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
+from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.trainer_keys import check_trainer
 
@@ -195,7 +195,7 @@ class GridConfig:
     """Epochs between grids; 0 draws none at epochs."""
     every_n_steps: int = 0
     """Steps between grids; 0 draws none at steps."""
-    preset: str = "draft"
+    preset: str = DEFAULT_PRESET
     """Sampling preset; sampling.* changes it."""
 
     def __post_init__(self) -> None:
@@ -227,6 +227,18 @@ def _trainer_defaults() -> dict[str, Any]:
     return {"max_epochs": 100, "log_every_n_steps": 25, "default_root_dir": "runs"}
 
 
+if TYPE_CHECKING:
+    SamplingChanges = SamplingPlan
+else:
+    SamplingChanges = dataclasses.make_dataclass(
+        "SamplingChanges",
+        [(name, hint | None, None) for name, hint in get_type_hints(SamplingPlan).items()],
+        frozen=True,
+        kw_only=True,
+    )
+"""SamplingPlan's fields, each none where the preset's value stands."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run."""
@@ -245,7 +257,8 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    sampling: SamplingPlan = field(default_factory=SamplingPlan)
+    sampling: SamplingChanges = field(default_factory=SamplingChanges)
+    """What changes the preset of the grids."""
     grid: GridConfig = field(default_factory=GridConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     trainer: dict[str, Any] = field(default_factory=_trainer_defaults)
@@ -274,12 +287,8 @@ class Config:
     @property
     def grid_plan(self) -> SamplingPlan:
         """The preset of the grids, with what sampling.* changes."""
-        default = SamplingPlan()
-        changes = {
-            f.name: getattr(self.sampling, f.name)
-            for f in dataclasses.fields(SamplingPlan)
-            if getattr(self.sampling, f.name) != getattr(default, f.name)
-        }
+        given = {f.name: getattr(self.sampling, f.name) for f in dataclasses.fields(SamplingPlan)}
+        changes = {name: value for name, value in given.items() if value is not None}
         return SamplingPlan.preset(self.grid.preset, **changes)
 
     def plain(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ilvr_lightning.config import Config
+from ilvr_lightning.config import Config, SamplingChanges
+from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError, did_you_mean
 from ilvr_lightning.trainer_keys import TRAINER_KEYS
 
@@ -179,7 +180,7 @@ def describe() -> Iterator[tuple[str, str, str, Any]]:
 
 def _describe(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, str, str, Any]]:
     hints = typing.get_type_hints(cls)
-    docs = field_docs(cls)
+    docs = field_docs(SamplingPlan if cls is SamplingChanges else cls)
     for f in dataclasses.fields(cls):
         value = getattr(values, f.name)
         if dataclasses.is_dataclass(hints[f.name]):

@@ -17,7 +17,7 @@ from ilvr_lightning.callbacks import EMA, step_done
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import image_seed
-from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, SamplingPlan
 from ilvr_lightning.images import Column, Pixels, Reference, draw_grid, from_tensor
 
 
@@ -54,7 +54,7 @@ class ILVRGrid(Callback):
         batch_size: int = 32,
     ) -> None:
         self.references = list(references)
-        self.plan = plan or SamplingPlan.preset("draft")
+        self.plan = plan or SamplingPlan.preset(DEFAULT_PRESET)
         self.factors = list(factors)
         self.samples = samples
         self.folder = folder

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import io
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,35 @@ class BrokenImageError(UserError):
     """A file that claims to be an image and is none."""
 
 
+class _NoWarnings:
+    """Pillow's warnings (of odd metadata, of sizes that are no bomb yet) ignored, by any number of threads at once.
+
+    warnings.catch_warnings is one thread's: two that overlap leave the filters of the one to the other.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_no_warnings = _NoWarnings()
+
+
 def read_image(source: Path | bytes, channels: int = 3) -> Image.Image:
     """Read a picture as RGB or greyscale, upright, transparent parts over white, 16 bits scaled to 8.
 
@@ -38,10 +68,9 @@ def read_image(source: Path | bytes, channels: int = 3) -> Image.Image:
     """
     try:
         with (
-            warnings.catch_warnings(),
+            _no_warnings,
             Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image,
         ):
-            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are no bomb yet
             image.load()
             return convert(image, channels)
     except FileNotFoundError:

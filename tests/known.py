@@ -1,13 +1,20 @@
 """Denoisers and noise whose answers are known."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.noise import Stream
+from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
+
+
+def make_plan(**settings: Any) -> SamplingPlan:
+    """A plan of settings that come from parametrisations."""
+    return SamplingPlan(**settings)
 
 
 @dataclass

@@ -81,7 +81,7 @@ def test_default_recipe(tmp_path: Path) -> None:
         ("grid.factors=[4,5]", ["grid.factors must divide the image size: got factor=5 for 32 px"]),
         ("sampling.eta=2", ["sampling.eta must be between 0 and 1: got 2"]),
         ("sampling.condition_to=2000", ["sampling.condition_to must be in [0, 1000]: got 2000"]),
-        ("grid.preset=papr", ["grid.preset must be one of paper", "got 'papr'"]),
+        ("grid.preset=papr", ["grid.preset must be one of fast", "got 'papr'"]),
         ("data.path=[", ["data.path could not be read", "data.path=["]),
         ("data.path=${nope.key}", ["data.path", "nope.key"]),
         ("recipe", ["'recipe' is neither a recipe (CONFIG.yaml) nor key=value"]),
@@ -189,6 +189,8 @@ def test_grid_plan_is_its_preset_with_what_sampling_changes() -> None:
     plan = load("grid.preset=paper", "sampling.factor=4").grid_plan
     assert plan.resolved(1000).num_steps == 1000
     assert plan.factor == 4
+    plan = load("sampling.num_steps=50", "sampling.condition_to=0").grid_plan  # SamplingPlan's own default, too
+    assert (plan.sampler, plan.num_steps) == ("dpmpp_2m", 50)
 
 
 def test_every_key_is_described() -> None:

@@ -13,7 +13,7 @@ from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.samplers import SAMPLERS
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from tests.known import GaussianDenoiser, RecordedNoise
+from tests.known import GaussianDenoiser, RecordedNoise, make_plan
 
 SCHEDULE = NoiseSchedule.linear()
 A = SCHEDULE.alphas_cumprod.tolist()
@@ -36,8 +36,7 @@ def start(count: int, seed: int = 100) -> Tensor:
     ("kernel", "orthogonal"), [("cubic", True), ("linear", True), ("lanczos3", True), ("ideal", False)]
 )
 def test_result_has_the_references_low_band(sampler: str, noise: str, kernel: str, orthogonal: bool) -> None:
-    plan = SamplingPlan.preset(
-        "draft",
+    plan = make_plan(
         sampler=sampler,
         num_steps=5,
         factor=4,
@@ -59,7 +58,7 @@ def test_result_has_the_references_low_band(sampler: str, noise: str, kernel: st
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_last_step_is_algorithm_1s_line_9(sampler: str) -> None:
     """x_0 = phi(y) + x' - phi(x'), where x' is the prediction, since the last step is noiseless."""
-    plan = SamplingPlan.preset("draft", sampler=sampler, num_steps=4, factor=8)
+    plan = make_plan(sampler=sampler, num_steps=4, factor=8)
     reference, phi = images(1), LowPassFilter((16, 32), 8)
     *_, last = generate_steps(DENOISE, SCHEDULE, plan, seeds=[7], shape=SHAPE, reference=reference, x_T=start(1))
     assert last.t == 0
@@ -70,7 +69,7 @@ def test_reference_is_noised_at_the_level_that_the_step_goes_to() -> None:
     """With factor 1, phi is the identity and x_s is y_s = sqrt(a_s) y + sqrt(1 - a_s) n itself."""
     reference = images(2)
     noise = [start(2, seed) for seed in range(3)]
-    plan = SamplingPlan(timesteps=(1000, 700, 300, 20), factor=1)
+    plan = make_plan(timesteps=(1000, 700, 300, 20), factor=1)
     recorded = RecordedNoise({"reference": list(noise)})
     states = list(
         generate_steps(
@@ -118,8 +117,7 @@ def refined_levels(plan: SamplingPlan) -> list[int]:
 def test_range_is_in_training_timesteps_and_holds_both_ends(
     sampler: str, high: int | None, low: int, expected: list[int]
 ) -> None:
-    plan = SamplingPlan.preset(
-        "draft",
+    plan = make_plan(
         sampler=sampler,
         timesteps=(1000, 800, 600, 400, 200),
         factor=1,
@@ -130,7 +128,7 @@ def test_range_is_in_training_timesteps_and_holds_both_ends(
 
 
 def test_range_defaults_to_all_of_any_schedule() -> None:
-    assert SamplingPlan().resolved(4000).condition_from == 4000
+    assert make_plan().resolved(4000).condition_from == 4000
     long = NoiseSchedule.cosine(4000)
     run = ILVR(reference=images(1), low_pass=LowPassFilter((16, 32), 1)).start(long, RecordedNoise())
     refined = run.refine_sample(start(1), 4000)
@@ -146,13 +144,13 @@ def test_settings_an_image_equal_single_runs(sampler: str, noise: str) -> None:
     together = generate(
         DENOISE,
         SCHEDULE,
-        SamplingPlan.preset("draft", **common, factor=factors, condition_from=highs, condition_to=lows),
+        make_plan(**common, factor=factors, condition_from=highs, condition_to=lows),
         seeds=seeds,
         shape=SHAPE,
         reference=reference,
     )
     for i in range(4):
-        plan = SamplingPlan.preset("draft", **common, factor=factors[i], condition_from=highs[i], condition_to=lows[i])
+        plan = make_plan(**common, factor=factors[i], condition_from=highs[i], condition_to=lows[i])
         alone = generate(DENOISE, SCHEDULE, plan, seeds=seeds[i : i + 1], shape=SHAPE, reference=reference[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-6)
     # Same seed, other settings: the four are not all alike.
@@ -170,7 +168,7 @@ def test_one_end_an_image_goes_with_a_common_other(high: int | tuple[int, ...], 
 
 
 def test_one_reference_serves_the_batch() -> None:
-    plan, y = SamplingPlan(num_steps=4, factor=4, orthogonal=True), images(1)
+    plan, y = make_plan(num_steps=4, factor=4, orthogonal=True), images(1)
     one = generate(DENOISE, SCHEDULE, plan, seeds=[1, 2], shape=SHAPE, reference=y)
     two = generate(DENOISE, SCHEDULE, plan, seeds=[1, 2], shape=SHAPE, reference=y.repeat(2, 1, 1, 1))
     assert torch.equal(one, two)
@@ -182,15 +180,15 @@ def test_unconditional_leaves_all_alone() -> None:
     assert Unconditional().refine_sample(x, 3) is x
     assert Unconditional().refine_prediction(prediction, 3) is prediction
     # A range that no step meets leaves the samples of the same seed as they are without a reference.
-    outside = SamplingPlan(num_steps=4, condition_from=1000, condition_to=1000)
+    outside = make_plan(num_steps=4, condition_from=1000, condition_to=1000)
     steered = generate(DENOISE, SCHEDULE, outside, seeds=[3], shape=SHAPE, reference=images(1))
-    assert torch.equal(steered, generate(DENOISE, SCHEDULE, SamplingPlan(num_steps=4), seeds=[3], shape=SHAPE))
+    assert torch.equal(steered, generate(DENOISE, SCHEDULE, make_plan(num_steps=4), seeds=[3], shape=SHAPE))
 
 
 @pytest.mark.parametrize("shape", [(3, *SHAPE), (2, 1, 16, 32), (2, 3, 32, 16), SHAPE])
 def test_reference_of_another_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"reference must have the shape \(2, 3, 16, 32\), or 1 in place of 2: got"):
-        generate(DENOISE, SCHEDULE, SamplingPlan(), seeds=[0, 1], shape=SHAPE, reference=torch.zeros(shape))
+        generate(DENOISE, SCHEDULE, make_plan(), seeds=[0, 1], shape=SHAPE, reference=torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -198,19 +196,19 @@ def test_reference_of_another_shape(shape: tuple[int, ...]) -> None:
 )
 def test_settings_for_another_number_of_images(changes: dict[str, tuple[int, ...]]) -> None:
     (name,) = changes
-    plan = SamplingPlan.preset("draft", **changes)
+    plan = make_plan(**changes)
     with pytest.raises(ValueError, match=f"sampling.{name} must be one, or one an image: got 3 for 2 images"):
         generate(DENOISE, SCHEDULE, plan, seeds=[0, 1], shape=SHAPE, reference=images(2))
 
 
 def test_factor_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match=r"sampling\.factor must divide the image size: got factor=5 for 16x32 px"):
-        generate(DENOISE, SCHEDULE, SamplingPlan(factor=5), seeds=[0], shape=SHAPE, reference=images(1))
+        generate(DENOISE, SCHEDULE, make_plan(factor=5), seeds=[0], shape=SHAPE, reference=images(1))
 
 
 def test_x_T_of_another_shape() -> None:  # noqa: N802
     with pytest.raises(ValueError, match=r"x_T must have the shape \(2, 3, 16, 32\): got \(1, 3, 16, 32\)"):
-        generate(DENOISE, SCHEDULE, SamplingPlan(), seeds=[0, 1], shape=SHAPE, x_T=start(1))
+        generate(DENOISE, SCHEDULE, make_plan(), seeds=[0, 1], shape=SHAPE, x_T=start(1))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +225,7 @@ def test_x_T_of_another_shape() -> None:  # noqa: N802
     ],
 )
 def test_plan_that_does_not_fit_the_schedule(changes: dict[str, object], message: str) -> None:
-    plan = SamplingPlan.preset("draft", **changes)
+    plan = make_plan(**changes)
     with pytest.raises(ValueError, match=message):
         generate(DENOISE, SCHEDULE, plan, seeds=[0], shape=SHAPE)
 
@@ -256,18 +254,18 @@ def test_plan_that_does_not_fit_the_schedule(changes: dict[str, object], message
 )
 def test_plan_that_makes_no_sense(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SamplingPlan.preset("draft", **changes)
+        make_plan(**changes)
 
 
 def test_respaced_range_must_leave_a_step() -> None:
-    plan = SamplingPlan(num_steps=4, respaced_range_t=4)
+    plan = make_plan(num_steps=4, respaced_range_t=4)
     with pytest.raises(ValueError, match="respaced_range_t must be below the number of steps, 4: got 4"):
         plan.resolved(1000)
 
 
 def test_explicit_timesteps_override_the_number_of_steps() -> None:
     short = NoiseSchedule(torch.tensor([0.1, 0.5, 0.9]))
-    plan = SamplingPlan(timesteps=(3, 1))
+    plan = make_plan(timesteps=(3, 1))
     assert plan.num_steps > 3
     assert plan.resolved(3).num_steps == 2
     states = generate_steps(GaussianDenoiser(short), short, plan, seeds=[0], shape=SHAPE)
@@ -284,7 +282,7 @@ def matched_run(kappa: float = 0.0, **plan: object) -> tuple[list[Tensor], list[
         return prediction
 
     settings = {"sampler": "ddim", "timesteps": (1000, 700, 300, 20), "factor": 1, "clip": False} | plan
-    noise = SamplingPlan(reference_noise="matched", eps_extrapolation=kappa, **settings)  # type: ignore[arg-type]
+    noise = make_plan(reference_noise="matched", eps_extrapolation=kappa, **settings)
     y = images(1)
     states = generate_steps(
         denoise, SCHEDULE, noise, seeds=[0], shape=SHAPE, reference=y, x_T=start(1), noise=RecordedNoise()
@@ -324,7 +322,7 @@ def test_matched_noise_leaves_what_is_outside_the_range() -> None:
 
 def test_fixed_noise_is_the_one_that_makes_x_T_of_the_reference() -> None:  # noqa: N802
     y, x_T = images(1), start(1)
-    plan = SamplingPlan(sampler="ddim", timesteps=(900, 500, 100), factor=1, clip=False, reference_noise="fixed")
+    plan = make_plan(sampler="ddim", timesteps=(900, 500, 100), factor=1, clip=False, reference_noise="fixed")
     n = (x_T - math.sqrt(A[900]) * y) / math.sqrt(1 - A[900])
     for state in generate_steps(DENOISE, SCHEDULE, plan, seeds=[0], shape=SHAPE, reference=y, x_T=x_T):
         expected = math.sqrt(A[state.t]) * y + math.sqrt(1 - A[state.t]) * n
@@ -346,7 +344,7 @@ def test_start_from_begins_with_the_noised_reference() -> None:
         seen.append((int(t[0]), x.clone()))
         return DENOISE(x, t)
 
-    plan = SamplingPlan(sampler="dpmpp_2m", num_steps=10, spacing="logsnr", start_from=700, factor=4)
+    plan = make_plan(sampler="dpmpp_2m", num_steps=10, spacing="logsnr", start_from=700, factor=4)
     generate(denoise, SCHEDULE, plan, seeds=[0], shape=SHAPE, reference=y, x_T=x_T)
     assert [t for t, _ in seen] == [700, 580, 439, 282, 148, 68, 29, 11, 4, 1]  # ilvr.md
     expected = math.sqrt(A[700]) * y + math.sqrt(1 - A[700]) * x_T
@@ -364,7 +362,16 @@ def test_presets() -> None:
         False,
     )
     assert (paper.condition_from, paper.condition_to) == (777, 0)
-    with pytest.raises(ValueError, match="there is no preset 'papr'; the presets are paper, "):
+    for name, num_steps in (("fast", 20), ("draft", 10)):
+        plan = SamplingPlan.preset(name)
+        assert (plan.sampler, plan.num_steps, plan.spacing, plan.reference_noise) == (
+            "dpmpp_2m",
+            num_steps,
+            "logsnr",
+            "matched",
+        )
+        assert (plan.eta, plan.orthogonal, plan.eps_extrapolation) == (1.0, True, 0.0)
+    with pytest.raises(ValueError, match="there is no preset 'papr'; the presets are fast, "):
         SamplingPlan.preset("papr")
 
 
@@ -379,7 +386,7 @@ def test_low_band_of_a_reference_sampled_before_is_a_fixed_point(
     factor: int, sampler: str, num_steps: int, seed: int
 ) -> None:
     """A sample that followed y has y's low band, so it steers exactly as y does (orthogonal phi)."""
-    plan = SamplingPlan.preset("draft", sampler=sampler, num_steps=num_steps, factor=factor, orthogonal=True)
+    plan = make_plan(sampler=sampler, num_steps=num_steps, factor=factor, orthogonal=True)
     first = generate(DENOISE, SCHEDULE, plan, seeds=[seed], shape=SHAPE, reference=images(1, seed), x_T=start(1, seed))
     phi = LowPassFilter((16, 32), factor, orthogonal=True)
     torch.testing.assert_close(phi(first), phi(images(1, seed)), rtol=0, atol=1e-11)

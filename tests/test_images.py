@@ -1,6 +1,8 @@
 """Pictures of every kind, read with known colours; 8 bits to [-1, 1] and back; grids."""
 
 import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +210,14 @@ def test_grid_tiles_are_where_they_should_be(side: int) -> None:
 def test_grid_of_greyscale_tiles() -> None:
     sheet = draw_grid([Column(label="x", rows=[[np.full((8, 8, 1), 70, dtype=np.uint8)]])], "title")
     assert sheet.getpixel((20, 60)) == (70, 70, 70)
+
+
+def test_threads_that_read_at_once_leave_the_warnings_as_they_were() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read_image(data.getvalue()), range(400)))
+    assert list(warnings.filters) == before
+    with pytest.warns(UserWarning, match="still heard"):
+        warnings.warn("still heard", stacklevel=1)

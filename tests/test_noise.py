@@ -4,10 +4,9 @@ from torch import Tensor
 
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import PerImageNoise, Stream, derive_seed, image_seed
-from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.samplers import SAMPLERS
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from tests.known import GaussianDenoiser
+from tests.known import GaussianDenoiser, make_plan
 
 SCHEDULE = NoiseSchedule.linear()
 SHAPE = (3, 8, 8)
@@ -15,7 +14,7 @@ STREAMS: tuple[Stream, ...] = ("x_T", "sampler", "reference")
 
 
 def sample(sampler: str, seeds: list[int], reference: Tensor | None = None) -> Tensor:
-    plan = SamplingPlan.preset("draft", sampler=sampler, num_steps=6, factor=4, eta=0.5)
+    plan = make_plan(sampler=sampler, num_steps=6, factor=4, eta=0.5)
     denoise = GaussianDenoiser(SCHEDULE, 0.1, 0.3)
     return generate(denoise, SCHEDULE, plan, seeds=seeds, shape=SHAPE, reference=reference)
 
@@ -107,7 +106,7 @@ def test_global_generator_is_neither_read_nor_moved(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_float64_is_kept_and_nearly_float32s(sampler: str) -> None:
-    plan = SamplingPlan.preset("draft", sampler=sampler, num_steps=6)
+    plan = make_plan(sampler=sampler, num_steps=6)
     denoise = GaussianDenoiser(SCHEDULE, 0.1, 0.3)
     x_T = PerImageNoise([1]).draw("x_T", torch.empty((1, *SHAPE), dtype=torch.float64))
     x = generate(denoise, SCHEDULE, plan, seeds=[1], shape=SHAPE, x_T=x_T)
@@ -118,7 +117,7 @@ def test_float64_is_kept_and_nearly_float32s(sampler: str) -> None:
 
 def test_given_x_T_replaces_the_seeds_own() -> None:  # noqa: N802
     like = torch.empty(1, *SHAPE)
-    plan, denoise = SamplingPlan(num_steps=4), GaussianDenoiser(SCHEDULE, 0.1, 0.3)
+    plan, denoise = make_plan(num_steps=4), GaussianDenoiser(SCHEDULE, 0.1, 0.3)
     own = PerImageNoise([8]).draw("x_T", like)
     drawn = generate(denoise, SCHEDULE, plan, seeds=[8], shape=SHAPE)
     assert torch.equal(generate(denoise, SCHEDULE, plan, seeds=[8], shape=SHAPE, x_T=own), drawn)

@@ -266,7 +266,8 @@ def test_greyscale_and_learned_variance(
     folder = train_run("grey_learned", "data.channels=1", "model.learn_sigma=true")
     command = [
         "--ckpt", folder / "checkpoints" / "best.ckpt", "--ref", references / "a.png", "--factor", 2,
-        "--num-samples", 1, "--steps", 4, "--device", "cpu", "--variance", "learned", "--out", tmp_path,
+        "--num-samples", 1, "--steps", 4, "--device", "cpu", "--sampler", "ddpm", "--variance",
+        "learned", "--out", tmp_path,
     ]  # fmt: skip
     assert sample.main(list(map(str, command))) == 0
     with Image.open(tmp_path / "a_N2_0.png") as image:
@@ -348,14 +349,17 @@ refused = functools.partial(commands.refused, sample.main)
         ("--ref a.png --override num_heads", "--override: got 'num_heads'; give KEY=VALUE"),
         ("--ref a.png --override num_heads=2", "overrides['num_heads'] is not open in a checkpoint of this project"),
         ("--ref a.png --start-from 30", "--start-from must be in [1, 25]: got 30"),
-        ("--ref a.png --eps-extrapolation 1", "--eps-extrapolation is of --reference-noise=matched"),
+        ("--ref a.png --preset paper --eps-extrapolation 1", "--eps-extrapolation is of --reference-noise=matched"),
         ("--ref a.png --sampler ddim --eta -1", "--eta must be between 0 and 1: got -1"),
         ("--ref a.png --num-samples 0", "--num-samples must be at least 1: got 0"),
         ("--ref a.png --batch-size -2", "--batch-size must be at least 1: got -2"),
         ("--ref a.png --devices 0", "--devices must be at least 1: got 0"),
         ("--ref a.png --seed -1", "--seed must be from 0 to 4294967295: got -1"),
         ("--ref a.png --image-size big", "--image-size: got 'big'"),
-        ("--ref a.png --variance learned", "--variance learned needs a network that learned its variance"),
+        (
+            "--ref a.png --sampler ddpm --variance learned",
+            "--variance learned needs a network that learned its variance",
+        ),
         ("--ref a.png --device cuda --devices 99", "--devices 99 --device cuda: this machine has"),
         ("--ref none.png", "--ref: there is no file or folder"),
         ("--ref empty", "--ref: no images in"),

@@ -13,7 +13,7 @@ from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.samplers import SAMPLERS
 from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
 from tests import golden
-from tests.known import GaussianDenoiser, ProbeNoise, RecordedNoise
+from tests.known import GaussianDenoiser, ProbeNoise, RecordedNoise, make_plan
 
 SCHEDULE = NoiseSchedule.linear()
 A = SCHEDULE.alphas_cumprod.tolist()
@@ -63,7 +63,7 @@ def test_ddpm_moments_follow_the_recursion_of_the_posterior(num_steps: int) -> N
         slope = of_x0 * gain + of_xt
         mean = slope * mean + of_x0 * mu * (1 - math.sqrt(A[t]) * gain)
         variance = slope**2 * variance + added
-    plan = SamplingPlan(num_steps=num_steps, clip=False)
+    plan = make_plan(num_steps=num_steps, clip=False)
     got_mean, got_variance = moments(GaussianDenoiser(SCHEDULE, mu, v), plan)
     torch.testing.assert_close(got_mean, torch.full_like(got_mean, mean), rtol=1e-10, atol=0)
     torch.testing.assert_close(got_variance, torch.full_like(got_variance, variance), rtol=1e-10, atol=1e-25)
@@ -75,7 +75,7 @@ def test_small_variance_is_exact_for_a_single_image(num_steps: int) -> None:
     x0, count = 0.4, num_steps + 1
     x_T = torch.full((count, 1, 2, 2), math.sqrt(A[1000]) * x0, dtype=torch.float64)
     x_T[-1] += math.sqrt(1 - A[1000])
-    plan = SamplingPlan(num_steps=num_steps, clip=False)
+    plan = make_plan(num_steps=num_steps, clip=False)
     denoise = GaussianDenoiser(SCHEDULE, x0, 0.0)
     for state in generate_steps(
         denoise, SCHEDULE, plan, seeds=range(count), shape=(1, 2, 2), x_T=x_T, noise=ProbeNoise()
@@ -88,7 +88,7 @@ def test_small_variance_is_exact_for_a_single_image(num_steps: int) -> None:
 @pytest.mark.parametrize("num_steps", [2, 20])
 def test_large_variance_is_exact_for_white_noise(num_steps: int) -> None:
     """Data N(0, 1): with beta for its variance every level keeps variance 1; the last step, noiseless, has a_1's."""
-    plan = SamplingPlan(num_steps=num_steps, variance="large", clip=False)
+    plan = make_plan(num_steps=num_steps, variance="large", clip=False)
     mean, variance = moments(GaussianDenoiser(SCHEDULE), plan)
     last = A[spaced_timesteps(SCHEDULE, num_steps)[-1]]
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=0)
@@ -102,7 +102,7 @@ def test_ddim_of_white_noise_is_a_product_of_cosines(num_steps: int) -> None:
     steps = [*spaced_timesteps(SCHEDULE, num_steps, "quadratic"), 0]
     angles = [math.acos(math.sqrt(A[t])) for t in steps]
     factor = math.prod(math.cos(p - q) for p, q in pairwise(angles))
-    plan = SamplingPlan(sampler="ddim", num_steps=num_steps, spacing="quadratic", clip=False)
+    plan = make_plan(sampler="ddim", num_steps=num_steps, spacing="quadratic", clip=False)
     x = generate(GaussianDenoiser(SCHEDULE), SCHEDULE, plan, seeds=range(3), shape=(1, 2, 2), x_T=x_T)
     torch.testing.assert_close(x, factor * x_T, rtol=1e-10, atol=0)
 
@@ -114,7 +114,7 @@ def ddim_error(num_steps: int) -> float:
     a = float(fine.alphas_cumprod[start])
     exact = MEAN + (VARIANCE / (a * VARIANCE + 1 - a)).sqrt() * (x_T - math.sqrt(a) * MEAN)
     timesteps = tuple(round(start * (1 - i / num_steps)) for i in range(num_steps))
-    plan = SamplingPlan(sampler="ddim", timesteps=timesteps, clip=False)
+    plan = make_plan(sampler="ddim", timesteps=timesteps, clip=False)
     x = generate(GaussianDenoiser(fine, MEAN, VARIANCE), fine, plan, seeds=range(4), shape=(1, 2, 2), x_T=x_T)
     return float((x - exact).square().mean().sqrt())
 
@@ -127,7 +127,7 @@ def test_ddim_converges_to_the_probability_flow_at_first_order() -> None:
 
 
 def test_ddim_is_deterministic() -> None:
-    plan = SamplingPlan(sampler="ddim", num_steps=10)
+    plan = make_plan(sampler="ddim", num_steps=10)
     noise = RecordedNoise()
     generate(GaussianDenoiser(SCHEDULE), SCHEDULE, plan, seeds=[0], shape=(1, 2, 2), x_T=normal(1), noise=noise)
     assert noise.drawn == []
@@ -139,9 +139,7 @@ def test_ddim_with_eta_one_is_ddpm_with_small_variance(spacing: str, num_steps: 
     recorded = [normal(2, seed=i + 1) for i in range(num_steps - 1)]
     results = []
     for sampler in ("ddim", "ddpm"):
-        plan = SamplingPlan.preset(
-            "draft", sampler=sampler, num_steps=num_steps, spacing=spacing, eta=1.0, variance="small"
-        )
+        plan = make_plan(sampler=sampler, num_steps=num_steps, spacing=spacing, eta=1.0, variance="small")
         noise = RecordedNoise({"sampler": list(recorded)})
         denoise = GaussianDenoiser(SCHEDULE, MEAN, VARIANCE)
         states = generate_steps(denoise, SCHEDULE, plan, seeds=[0, 1], shape=(1, 2, 2), x_T=x_T, noise=noise)
@@ -153,7 +151,7 @@ def test_ddim_with_eta_one_is_ddpm_with_small_variance(spacing: str, num_steps: 
 def test_eta_scales_the_noise_and_keeps_the_level() -> None:
     """Data that are one image: whatever eta, x_s has q(x_s | x_0)'s variance (Song et al. 2021, lemma 1)."""
     for eta in (0.0, 0.3, 1.0):
-        plan = SamplingPlan(sampler="ddim", timesteps=(1000, 600, 300), eta=eta, clip=False)
+        plan = make_plan(sampler="ddim", timesteps=(1000, 600, 300), eta=eta, clip=False)
         states = list(
             generate_steps(
                 GaussianDenoiser(SCHEDULE, 0.0, 0.0),
@@ -175,7 +173,7 @@ def test_eta_scales_the_noise_and_keeps_the_level() -> None:
 
 def one_step_deviation(variance: str, fraction: float | None) -> float:
     """Standard deviation that ddpm adds in the step 800 -> 500."""
-    plan = SamplingPlan.preset("draft", timesteps=(800, 500), variance=variance, clip=False)
+    plan = make_plan(timesteps=(800, 500), variance=variance, clip=False)
     noise = RecordedNoise({"sampler": [torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)]})
     denoise = GaussianDenoiser(SCHEDULE, fraction=fraction)
     x_T = torch.zeros((2, 1, 1, 1), dtype=torch.float64)
@@ -218,7 +216,7 @@ def test_states_and_early_stop(sampler: str) -> None:
         calls.extend(t.tolist())
         return GaussianDenoiser(SCHEDULE, MEAN, VARIANCE)(x, t)
 
-    plan = SamplingPlan.preset("draft", sampler=sampler, num_steps=10, spacing="logsnr", eta=0.5)
+    plan = make_plan(sampler=sampler, num_steps=10, spacing="logsnr", eta=0.5)
     states = list(generate_steps(denoise, SCHEDULE, plan, seeds=[3], shape=(1, 2, 2)))
     assert calls == [1000, 887, 758, 604, 411, 203, 74, 23, 6, 1]
     assert [state.t for state in states] == [887, 758, 604, 411, 203, 74, 23, 6, 1, 0]
@@ -237,7 +235,7 @@ def test_states_and_early_stop(sampler: str) -> None:
 def test_x0_is_clipped_on_request() -> None:
     denoise = GaussianDenoiser(SCHEDULE, 3.0, 0.0)
     for clip, expected in ((True, 1.0), (False, 3.0)):
-        plan = SamplingPlan(num_steps=4, clip=clip)
+        plan = make_plan(num_steps=4, clip=clip)
         x = generate(denoise, SCHEDULE, plan, seeds=[0], shape=(1, 2, 2))
         torch.testing.assert_close(x, torch.full_like(x, expected), rtol=0, atol=1e-5)
 
@@ -336,7 +334,7 @@ def test_released_reference_is_noised_at_the_level_it_comes_from() -> None:
     """A reference of one colour, no noise: the low band goes to sqrt(a_t) y, where the paper's goes to sqrt(a_s) y."""
     means = {}
     for kind in ("fresh", "fresh_released"):
-        plan = SamplingPlan(timesteps=(800, 500), factor=4, reference_noise=kind, clip=False)
+        plan = make_plan(timesteps=(800, 500), factor=4, reference_noise=kind, clip=False)
         state = next(
             generate_steps(
                 GaussianDenoiser(SCHEDULE),

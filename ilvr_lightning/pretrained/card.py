@@ -23,7 +23,7 @@ or, as a library:
     from ilvr_lightning import SamplingPlan, generate, load_denoiser
 
     denoise = load_denoiser("{file}")
-    x = generate(denoise, denoise.schedule, SamplingPlan.preset("draft", factor=8),
+    x = generate(denoise, denoise.schedule, SamplingPlan.preset("fast", factor=8),
                  seeds=[0, 1, 2, 3], shape=denoise.image_shape, reference=y)    # y: (1, C, H, W) in [-1, 1]
 
 ## Training
