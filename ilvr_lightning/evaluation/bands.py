@@ -66,9 +66,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         b: (m, d) features.
     """
     a, b = a.double(), b.double()
-    root = _root(a.T.cov())
-    product = _root(root @ b.T.cov() @ root).trace()
-    return float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * product)
+    of_a, of_b = (features.T.cov().reshape(features.shape[1], -1) for features in (a, b))
+    root = _root(of_a)
+    product = _root(root @ of_b @ root).trace()
+    return float((a.mean(0) - b.mean(0)).square().sum() + of_a.trace() + of_b.trace() - 2 * product)
 
 
 def _root(matrix: Tensor) -> Tensor:

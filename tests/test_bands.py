@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ilvr_lightning.diffusion.low_pass import LowPassFilter
+from ilvr_lightning.evaluation.bands import band_figures, frechet_distance
+
+LOW_PASS = LowPassFilter((16, 16), 4, orthogonal=True)
+
+
+def images(count: int, seed: int) -> Tensor:
+    return torch.randn((count, 3, 16, 16), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_references_in_the_samples_place() -> None:
+    figures = band_figures(images(40, 0), images(40, 0), 4)
+    assert (figures.energy, figures.median, figures.worst, figures.low) == (1, 1, 1, 0)
+    assert figures.high == pytest.approx(0, abs=1e-9)
+
+
+def test_energy_is_of_the_high_band_alone() -> None:
+    y = images(40, 0)
+    high = y - LOW_PASS(y)
+    figures = band_figures(LOW_PASS(y) + 0.5 * high, y, 4)
+    assert figures.energy == pytest.approx(0.25) and figures.worst == pytest.approx(0.25)
+    assert figures.low == pytest.approx(0, abs=1e-12)
+    # Half the size about the mean: each deviation, and the mean, is off by a half.
+    components = 39
+    centred = high - high.mean(0)
+    _, sizes, axes = torch.linalg.svd(centred.flatten(1), full_matrices=False)
+    variance = sizes[:components].square().sum() / 39
+    mean = (high.mean(0).flatten() @ axes[:components].mT).square().sum()
+    assert figures.high == pytest.approx(float(0.25 + 0.25 * mean / variance), rel=1e-6)
+
+
+def test_the_worst_picture_is_told() -> None:
+    y = images(10, 0)
+    x = y.clone()
+    x[3] = LOW_PASS(y)[3] + 3 * (y - LOW_PASS(y))[3]
+    assert band_figures(x, y, 4).worst == pytest.approx(9)
+    assert band_figures(x, y, 4).median == pytest.approx(1)
+
+
+def test_low_is_in_pixels() -> None:
+    y = images(10, 0)
+    assert band_figures(y + 0.1, y, 4).low == pytest.approx(0.1)
+
+
+def test_frechet_distance_of_normals_by_hand() -> None:
+    """(3 - 1)^2 for the means and (2 - 1)^2 for the deviations, in one dimension; twice that in two."""
+    a = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]], dtype=torch.float64) / math.sqrt(4 / 3)
+    b = 3 + 2 * a
+    assert frechet_distance(1 + a, b) == pytest.approx(5)
+    both = torch.cat([a, a.roll(1, 0).sort(0).values], dim=1)
+    assert frechet_distance(1 + both, 3 + 2 * both) == pytest.approx(10)
