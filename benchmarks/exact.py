@@ -25,6 +25,7 @@ from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
+from ilvr_lightning.evaluation.bands import bures
 
 SCHEDULE = NoiseSchedule.linear()
 
@@ -126,18 +127,6 @@ def run_map(data: Gaussian, plan: SamplingPlan) -> Linear:
     return total
 
 
-def bures(a: Tensor, b: Tensor) -> float:
-    """Squared 2-Wasserstein distance of N(0, a) from N(0, b)."""
-    root = _root(a)
-    return float(a.trace() + b.trace() - 2 * _root(root @ b @ root).trace())
-
-
-def _root(a: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh((a + a.mT) / 2)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
-    return root
-
-
 def errors(data: Gaussian, plan: SamplingPlan) -> tuple[float, float]:
     """(W2, Frechet) of a plan."""
     height, width = data.shape
@@ -194,9 +183,8 @@ def nonstationary_2d(side: int = 16) -> Gaussian:
 
 
 def solver(num_steps: int, **changes: Any) -> SamplingPlan:
-    """DPM-Solver++(2M), log-SNR spacing, orthogonal filter, matched noise; or what changes say."""
-    settings = {"sampler": "dpmpp_2m", "spacing": "logsnr", "orthogonal": True, "reference_noise": "matched"}
-    return SamplingPlan(num_steps=num_steps, clip=False, **{**settings, **changes})
+    """DPM-Solver++(2M), log-SNR spacing, orthogonal filter, matched noise, deterministic; or what changes say."""
+    return SamplingPlan.preset("fast", **{"num_steps": num_steps, "eta": 0.0, "clip": False, **changes})
 
 
 def ancestral(preset: str, num_steps: int, variance: str = "small") -> SamplingPlan:

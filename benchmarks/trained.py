@@ -9,14 +9,15 @@ over the seeds. The first row is other real images in the samples' place: the fl
 """
 
 import argparse
+import functools
 import statistics
 import time
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.exact import solver as exact_solver
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
@@ -25,14 +26,9 @@ from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.session import find_references
 
 
-def solver(num_steps: int, **changes: Any) -> SamplingPlan:
-    """DPM-Solver++(2M), log-SNR spacing, orthogonal filter, matched noise; or what changes say."""
-    settings = {"sampler": "dpmpp_2m", "spacing": "logsnr", "orthogonal": True, "reference_noise": "matched"}
-    return SamplingPlan(num_steps=num_steps, **{**settings, **changes})
-
-
 def rows() -> dict[str, SamplingPlan]:
     """What is compared, by name."""
+    solver = functools.partial(exact_solver, clip=True)
     table: dict[str, SamplingPlan] = {}
     for n in (10, 20, 50):
         table[f"DDPM as released, {n} uniform"] = SamplingPlan.preset("ilvr_adm", num_steps=n)

@@ -67,9 +67,13 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     a, b = a.double(), b.double()
     of_a, of_b = (features.T.cov().reshape(features.shape[1], -1) for features in (a, b))
-    root = _root(of_a)
-    product = _root(root @ of_b @ root).trace()
-    return float((a.mean(0) - b.mean(0)).square().sum() + of_a.trace() + of_b.trace() - 2 * product)
+    return float((a.mean(0) - b.mean(0)).square().sum()) + bures(of_a, of_b)
+
+
+def bures(a: Tensor, b: Tensor) -> float:
+    """Squared 2-Wasserstein distance of N(0, a) from N(0, b), covariances (d, d)."""
+    root = _root(a)
+    return float(a.trace() + b.trace() - 2 * _root(root @ b @ root).trace())
 
 
 def _root(matrix: Tensor) -> Tensor:
