@@ -1,11 +1,12 @@
 """What hooks into the Trainer: EMA, checkpoints and logs; the grids are in grid.py."""
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -17,6 +18,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from ilvr_lightning.config import Config
 from ilvr_lightning.configure import flatten, to_yaml
+
+if TYPE_CHECKING:
+    from ilvr_lightning.module import DDPM
 
 
 class EMA(WeightAveraging):
@@ -111,10 +115,10 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("val/loss")
-        better = loss is not None and bool(torch.isfinite(loss)) and (self.best is None or float(loss) < self.best)
+        loss = float(trainer.callback_metrics.get("val/loss", math.nan))
+        better = math.isfinite(loss) and (self.best is None or loss < self.best)
         if better:
-            self.best = float(loss)  # type: ignore[arg-type]  # not None where better
+            self.best = loss
         self._save(trainer, "last.ckpt")
         if better:
             self._save(trainer, "best.ckpt")
@@ -130,9 +134,9 @@ class Checkpoints(Checkpoint):
                 )
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        module = trainer.lightning_module
-        if hasattr(module, "check_finite"):
-            module.check_finite()  # type: ignore[operator]  # of DDPM
+        check = getattr(trainer.lightning_module, "check_finite", None)
+        if check is not None:
+            check()
         partial = self.folder / f".{name}.partial"
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
@@ -150,9 +154,10 @@ class TrainingLog(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            text = "\n".join("    " + line for line in _config_text(pl_module).splitlines())
+            config = _ddpm(pl_module).config
+            text = "\n".join("    " + line for line in to_yaml(config).splitlines())
             trainer.logger.experiment.add_text("config", text, trainer.global_step)
-            _add_hyper_parameters(trainer.logger.experiment, pl_module.config)  # type: ignore[arg-type]  # of DDPM
+            _add_hyper_parameters(trainer.logger.experiment, config)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since, self._since_step = time.perf_counter(), trainer.global_step
@@ -161,24 +166,26 @@ class TrainingLog(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            pl_module.reset_step_loss()  # type: ignore[operator]  # of DDPM
+            _ddpm(pl_module).reset_step_loss()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = step % trainer.log_every_n_steps == 0 or trainer.is_last_batch  # type: ignore[attr-defined]
+        last: bool = trainer.is_last_batch
+        due = last or step % getattr(trainer, "log_every_n_steps", 1) == 0
         if not due or step == self._logged_step or not step_done(trainer, batch_idx):
             return
         self._logged_step = step
-        pl_module.check_finite()  # type: ignore[operator]
-        metrics: dict[str, float] = pl_module.pop_losses()  # type: ignore[operator]
+        module = _ddpm(pl_module)
+        module.check_finite()
+        metrics = module.pop_losses()
         pl_module.log("loss", metrics.get("train/loss", float("nan")), prog_bar=True, logger=False)
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        images = (step - self._since_step) * pl_module.config.data.batch_size  # type: ignore[union-attr, operator]
+        images = (step - self._since_step) * module.config.data.batch_size
         metrics |= {
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "train/grad_norm": float(pl_module.grad_norm),  # type: ignore[arg-type]
+            "train/grad_norm": float(module.grad_norm),
             "train/images_per_second": float(images) / seconds,
         }
         for logger in trainer.loggers:
@@ -193,5 +200,6 @@ def _add_hyper_parameters(writer: Any, config: Config) -> None:
         writer.file_writer.add_summary(summary)
 
 
-def _config_text(pl_module: pl.LightningModule) -> str:
-    return to_yaml(pl_module.config)  # type: ignore[arg-type]  # of DDPM
+def _ddpm(pl_module: pl.LightningModule) -> "DDPM":
+    """Lightning types a callback for any module; TrainingLog is DDPM's."""
+    return cast("DDPM", pl_module)

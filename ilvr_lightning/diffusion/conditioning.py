@@ -119,10 +119,11 @@ class ILVRRun:
             t: training timestep in [0, T] that x is at.
         """
         inside = self._inside(t)
-        released = self.settings.respaced_range_t is not None
-        if released and not any(inside):
+        # Fresh noise is drawn at every step, so that an image's does not depend on the ranges of the others; the
+        # released code draws none outside its range, which is one for all.
+        fresh = self.settings.reference_noise.startswith("fresh") and self.settings.respaced_range_t is None
+        if not (fresh or any(inside)):
             return x
-        # Fresh noise is drawn at every step, so that an image's does not depend on the ranges of the others.
         y, level = self.settings.reference, self._from if self.settings.reference_noise == "fresh_released" else t
         if level:
             y = self.schedule.q_sample(y, level, self._noise(x))
@@ -135,8 +136,8 @@ class ILVRRun:
         if self.settings.reference_noise == "fixed" and self.x_T is not None:
             signal, sigma = self.schedule.signal_and_noise(self.timesteps[0], x)
             return (self.x_T - signal * self.settings.reference) / sigma
-        if self.settings.reference_noise == "matched":
-            return x if self._eps is None else self._eps
+        if self.settings.reference_noise == "matched" and self._eps is not None:
+            return self._eps
         return self.noise.draw("reference", x)
 
     def _extrapolated(self, eps: Tensor, t: int, s: int) -> Tensor:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.config import DiffusionConfig
+from ilvr_lightning.diffusion.denoiser import PredictionType
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.pretrained.description import Description
 from ilvr_lightning.pretrained.files import read_json
 
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+PREDICTIONS: dict[str, PredictionType] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 CLIPPING = ("DDPMScheduler", "DDIMScheduler")
 """Schedulers that clip x_0 unless told otherwise."""
 SCHEDULERS = (
@@ -55,15 +56,15 @@ def diffusion_of(scheduler: dict[str, Any], folder: Path) -> DiffusionConfig:
         raise UserError(f"{folder}: a schedule rescaled to zero SNR ends at a beta of 1, where eps says nothing")
     try:
         if scheduler.get("trained_betas") is not None:
-            return DiffusionConfig(betas=tuple(scheduler["trained_betas"]), prediction=prediction)  # type: ignore[arg-type]
+            return DiffusionConfig(betas=tuple(scheduler["trained_betas"]), prediction=prediction)
         if name == "squaredcos_cap_v2":
-            return DiffusionConfig(schedule="cosine", num_timesteps=T, prediction=prediction)  # type: ignore[arg-type]
+            return DiffusionConfig(schedule="cosine", num_timesteps=T, prediction=prediction)
         if not isinstance(name, str) or name not in BETAS:
             raise UserError(f"{folder}: beta_schedule={name}; {', '.join(BETAS)} and squaredcos_cap_v2 load")
         betas = BETAS[name](low, high, T)
         if name == "linear" and T > 20 and torch.allclose(betas, make_schedule("linear", T).betas, rtol=1e-9, atol=0):
-            return DiffusionConfig(schedule="linear", num_timesteps=T, prediction=prediction)  # type: ignore[arg-type]
-        return DiffusionConfig(betas=tuple(betas.tolist()), prediction=prediction)  # type: ignore[arg-type]
+            return DiffusionConfig(schedule="linear", num_timesteps=T, prediction=prediction)
+        return DiffusionConfig(betas=tuple(betas.tolist()), prediction=prediction)
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:

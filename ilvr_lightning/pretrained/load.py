@@ -196,7 +196,7 @@ def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Fo
 def _foreign(path: Path, content: Any, state: StateDict, overrides: dict[str, Any] | None) -> Found:
     for family in (adm, ddim):
         if family.recognises(state.shapes):
-            description = _named(path, lambda family=family: family.describe(state.shapes, overrides))  # type: ignore[misc]
+            description = _named(path, functools.partial(family.describe, state.shapes, overrides))
             return Found(
                 description=description,
                 weights=state,
