@@ -38,7 +38,7 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     if args.clip is None:
         plan = replace(plan, clip=loaded.clip)
     shape, plan, settings = fitting_settings(loaded, args, plan)
-    references = find_references(args.ref, shape, args.fit)
+    references = find_references(args.ref, shape, args.fit, args.mask)
     make_writable(folder, "--out")
     write_references(references, folder)
     jobs = SampleJobs(
@@ -57,6 +57,7 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
         folder,
         args.batch_size,
         args.overwrite,
+        args.trajectory,
     )
     trainer = make_trainer(args.device, args.devices, [SampleWriter(jobs), ILVRGrid()])
     module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, trainer.strategy.root_device))

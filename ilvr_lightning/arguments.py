@@ -45,14 +45,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:
         raise UserError("--out or --ref is empty; give a folder to write to, and pictures")
     if len(set(args.factor)) < len(args.factor):
         raise UserError(f"--factor must list factors, each once: got {' '.join(map(str, args.factor))}")
-    for flag in ("range", "factor", "sweep"):
+    for flag in ("range", "factor", "sweep", "mask"):
         if args.unconditional and getattr(args, flag):
             raise UserError(f"--{flag} is for --ref; --unconditional follows no reference")
     if args.range is not None and len(set(args.range)) < len(args.range):
         raise UserError("--range must list ranges, each once")
     if args.reproduce is not None and args != make_parser().parse_args(_without_plan(args)):
         raise UserError(
-            "--reproduce takes the settings from the picture; beside it give --ref, --fit, --ckpt, --out or --overwrite"
+            "--reproduce takes the settings from the picture; beside it give --ref, --mask, --fit, --ckpt, --out or "
+            "--overwrite"
         )
     return args, make_plan(args)
 
@@ -61,6 +62,7 @@ def _without_plan(args: argparse.Namespace) -> list[str]:
     """What a --reproduce command may say, said again."""
     kept = ["--reproduce", args.reproduce, "--out", args.out, "--fit", args.fit]
     kept += ["--ckpt", args.ckpt] if args.ckpt is not None else []
+    kept += ["--mask", *args.mask] if args.mask else []
     kept += ["--overwrite"] if args.overwrite else []
     return kept + (["--ref", *args.ref] if args.ref else [])
 
@@ -110,6 +112,10 @@ def make_parser() -> Parser:
     add_override(parser)
     add("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     add("--fit", choices=("crop", "pad"), default="crop", help="how references of another shape fit (%(default)s)")
+    add("--mask", nargs="+", default=[], metavar="PATH",
+        help="where the reference is followed: white to the end, grey for a part of the steps, black not at all; one "
+        "picture for all references, or one for each; a reference with transparency brings its own")  # fmt: skip
+    add("--trajectory", action="store_true", help="draw x_0 over the steps: a strip and an animation a picture")
     add("--image-size", type=_size, metavar="S|HxW", help="pixels, where the network allows another size")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures sampled at once on a device (%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to sample (%(default)s)")

@@ -15,18 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ilvr_lightning.config import DataConfig
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import (
-    BrokenImageError,
-    Pixels,
-    Reference,
-    find_images,
-    fit_image,
-    from_tensor,
-    read_image,
-    read_references,
-    to_pixels,
-    to_tensor,
-)
+from ilvr_lightning.images import BrokenImageError, Pixels, fit_image, from_tensor, read_image, to_pixels, to_tensor
+from ilvr_lightning.references import Reference, find_images, read_references
 from ilvr_lightning.source import Rows, open_splits
 
 Batch = dict[str, Tensor]

@@ -18,7 +18,8 @@ from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, SamplingPlan
-from ilvr_lightning.images import Column, Pixels, Reference, draw_grid, from_tensor
+from ilvr_lightning.images import Column, Pixels, draw_grid, from_tensor
+from ilvr_lightning.references import Reference, masks_of
 
 
 class ILVRGrid(Callback):
@@ -139,7 +140,8 @@ class ILVRGrid(Callback):
         from dataclasses import replace
 
         factors = tuple(f for _, f, _ in jobs if f is not None)
-        reference = torch.stack([self.references[row].tensor for row, *_ in jobs]) if factors else None
+        references = [self.references[row] for row, *_ in jobs]
+        reference = torch.stack([r.tensor for r in references]) if factors else None
         seeds = [
             image_seed(self.seed, self.references[row].sha256, k)
             if factor is not None
@@ -153,6 +155,7 @@ class ILVRGrid(Callback):
             seeds=seeds,
             shape=(shape[0], shape[1], shape[2]),
             reference=reference,
+            mask=masks_of(references) if factors else None,
             device=pl_module.device,
         )
 
@@ -190,7 +193,7 @@ def reference_columns(
         plan: gives the filter.
         tiles: the samples of (row, factor).
     """
-    columns = [Column(label="reference", rows=[[r.pixels] for r in references])]
+    columns = [Column(label="reference", rows=[[r.shown()] for r in references])]
     for factor in factors:
         low = low_pass_pixels(references, factor, plan)
         rows = [[low[row], *tiles(row, factor)] for row in range(len(references))]
@@ -202,7 +205,7 @@ def low_pass_pixels(references: Sequence[Reference], factor: int, plan: Sampling
     """phi_N of each reference, as pictures."""
     y = torch.stack([r.tensor for r in references])
     low_pass = LowPassFilter((y.shape[-2], y.shape[-1]), factor, plan.kernel, plan.orthogonal)
-    return list(from_tensor(low_pass(y)))
+    return [r.shown(low) for r, low in zip(references, from_tensor(low_pass(y)), strict=True)]
 
 
 @contextmanager

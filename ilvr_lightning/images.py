@@ -1,14 +1,12 @@
 """Pictures in and out: reading with care, [-1, 1] <-> 8 bits, labelled grids."""
 
-import glob
-import hashlib
 import io
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from ilvr_lightning.errors import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 Fit = Literal["crop", "pad"]
 Pixels = NDArray[np.uint8]
+Decoded = TypeVar("Decoded")
 
 
 class BrokenImageError(UserError):
@@ -66,14 +65,23 @@ def read_image(source: Path | bytes, channels: int = 3) -> Image.Image:
     Raises:
         BrokenImageError: it cannot be decoded.
     """
+    return decoded(source, lambda image: convert(image, channels))
+
+
+def decoded(source: Path | bytes, use: Callable[[Image.Image], Decoded]) -> Decoded:
+    """What is made of a picture once it is decoded.
+
+    Raises:
+        BrokenImageError: it cannot be decoded.
+    """
     try:
         with (
             _no_warnings,
             Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image,
         ):
             image.load()
-            return convert(image, channels)
-    except FileNotFoundError:
+            return use(image)
+    except (FileNotFoundError, UserError):
         raise
     except Exception as error:  # Pillow's decoders raise anything from struct.error to IndexError on damaged files
         name = "an image" if isinstance(source, bytes) else str(source)
@@ -107,6 +115,14 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> I
     return ImageOps.pad(image, width_height, Image.Resampling.LANCZOS, color="white")
 
 
+def fit_mask(mask: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
+    """The same for a mask: without overshoot, and with black margins, which are no part of the picture."""
+    width_height = (size[1], size[0])
+    if fit == "crop":
+        return ImageOps.fit(mask, width_height, Image.Resampling.BILINEAR)
+    return ImageOps.pad(mask, width_height, Image.Resampling.BILINEAR, color="black")
+
+
 def to_pixels(image: Image.Image) -> Pixels:
     """(H, W, C) 8-bit array."""
     pixels = np.array(image, dtype=np.uint8)
@@ -127,63 +143,6 @@ def from_tensor(x: Tensor) -> Pixels:
 def to_image(pixels: Pixels) -> Image.Image:
     """(H, W, C) 8-bit array to a picture."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A reference picture, fitted to the model's size."""
-
-    name: str
-    """Base name of the file without its ending."""
-    pixels: Pixels
-    """(H, W, C)."""
-
-    @property
-    def sha256(self) -> str:
-        """Of the fitted 8-bit pixels: what an image's noise depends on."""
-        return hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
-
-    @property
-    def tensor(self) -> Tensor:
-        """(C, H, W) in [-1, 1]."""
-        return to_tensor(self.pixels)
-
-
-def fitted(name: str, image: Image.Image, size: tuple[int, int], channels: int, fit: Fit = "crop") -> Reference:
-    """A picture of any mode and size, made a reference."""
-    return Reference(name=name, pixels=to_pixels(fit_image(convert(image, channels), size, fit)))
-
-
-def find_images(patterns: Sequence[str], setting: str = "--ref") -> list[Path]:
-    """Files that paths, folders and globs name, in order, each once.
-
-    Raises:
-        UserError: a path is missing, or a folder or glob holds no images.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        else:
-            matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES)
-            if not glob.has_magic(pattern):
-                raise UserError(f"{setting}: there is no file or folder {pattern}")
-        if not matches:
-            raise UserError(f"{setting}: no images in {pattern}; known endings are {' '.join(SUFFIXES)}")
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-def read_references(paths: Sequence[Path], size: tuple[int, int], channels: int, fit: Fit = "crop") -> list[Reference]:
-    """Read and fit reference pictures; equal pictures under one name are kept once."""
-    references: dict[tuple[str, str], Reference] = {}
-    for path in paths:
-        reference = fitted(path.stem, read_image(path, channels), size, channels, fit)
-        references.setdefault((reference.name, reference.sha256), reference)
-    return list(references.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,16 +17,9 @@ from torch.utils.data import DataLoader
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.grid import low_pass_pixels, reference_columns
-from ilvr_lightning.images import (
-    BrokenImageError,
-    Column,
-    Pixels,
-    Reference,
-    draw_grid,
-    read_image,
-    to_pixels,
-)
+from ilvr_lightning.images import BrokenImageError, Column, Pixels, draw_grid, read_image, to_pixels
 from ilvr_lightning.recipe import Recipe, read_recipe, read_text
+from ilvr_lightning.references import Reference
 
 MAX_ROWS = 24
 """More references than these are not drawn in one grid."""
@@ -108,15 +101,23 @@ class SampleJobs(pl.LightningDataModule):
         folder: where they go.
         batch_size: pictures sampled at once on a device.
         overwrite: make again what is done.
+        trajectory: a picture is done once its steps are drawn, too.
     """
 
-    def __init__(self, jobs: Sequence[Job], folder: Path, batch_size: int, overwrite: bool = False) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], folder: Path, batch_size: int, overwrite: bool = False, trajectory: bool = False
+    ) -> None:
         super().__init__()
         self.jobs = list(jobs)
         self.folder = folder
         self.batch_size = batch_size
         self.overwrite = overwrite
-        self.todo = [job for job in self.jobs if overwrite or not _is_made(folder / job.file, job.recipe)]
+        self.trajectory = trajectory
+        self.todo = [job for job in self.jobs if overwrite or not self._is_done(job)]
+
+    def _is_done(self, job: Job) -> bool:
+        path = self.folder / job.file
+        return _is_made(path, job.recipe) and (not self.trajectory or all(p.exists() for p in trajectory_files(path)))
 
     def predict_dataloader(self) -> DataLoader[list[Job]]:
         """This rank's share in batches; an empty one where there is nothing to do, so that no rank ends early."""
@@ -132,13 +133,13 @@ class SampleJobs(pl.LightningDataModule):
 
     def grids(self) -> Iterator[Grid]:
         """One grid a reference, or one of all unconditional samples; then all references in one, if they are few."""
-        groups: dict[tuple[str, str] | None, list[Job]] = {}
+        groups: dict[tuple[str, str, str | None] | None, list[Job]] = {}
         for job in self.jobs:
-            groups.setdefault((job.reference.name, job.reference.sha256) if job.reference else None, []).append(job)
+            groups.setdefault(job.reference.key if job.reference else None, []).append(job)
         names: set[str] = set()
         for key, jobs in groups.items():
             name = key[0] if key else "unconditional"
-            name = f"{name}_{key[1][:6]}" if key and name in names else name
+            name = f"{name}_{(key[2] or key[1])[:6]}" if key and name in names else name
             names.add(name)
             yield self._grid(f"{name}_grid", [jobs], name)
         if 1 < len(groups) <= MAX_ROWS:
@@ -169,7 +170,7 @@ class SampleJobs(pl.LightningDataModule):
             return reference_columns(
                 references, list(by_factor), plan, lambda row, factor: tiles(groups[row], by_factor[factor])
             )
-        columns = [Column(label="reference", rows=[[r.pixels] for r in references])]
+        columns = [Column(label="reference", rows=[[r.shown()] for r in references])]
         for factor in dict.fromkeys(setting.factor for setting in settings):
             low = low_pass_pixels(references, factor, plan)
             columns.append(Column(label=f"N={factor}: low-pass", rows=[[low[row]] for row in range(len(references))]))
@@ -218,6 +219,7 @@ def make_jobs(
                     overrides=overrides or {},
                     reference=reference.name if reference else None,
                     reference_sha256=reference.sha256 if reference else None,
+                    mask_sha256=reference.mask_sha256 if reference else None,
                 )
                 stem = f"{_name(reference, setting, several)}_{sample}"
                 file = f"{stem}.png"
@@ -256,6 +258,11 @@ def plan_of(recipe: Recipe) -> SamplingPlan:
         return plan
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"the recipe's plan is not of this version: {error}") from None
+
+
+def trajectory_files(picture: Path) -> tuple[Path, Path]:
+    """The strip and the animation of a picture."""
+    return picture.with_name(f"{picture.stem}_steps.png"), picture.with_name(f"{picture.stem}_steps.webp")
 
 
 def _is_made(path: Path, recipe: Recipe) -> bool:

@@ -27,6 +27,7 @@ class Recipe:
     checkpoint_sha256: str
     reference: str | None
     reference_sha256: str | None
+    mask_sha256: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     """What was said of the checkpoint that it cannot tell."""
     batch_size: int = 1
@@ -72,7 +73,7 @@ def read_recipe(path: Path) -> Recipe | None:
 def _is_sound(recipe: Recipe) -> bool:
     """Whether every entry is of its type and within reason: a PNG may come from anywhere."""
     numbers = (recipe.seed, recipe.sample, recipe.batch_size, recipe.threads)
-    hashes = (recipe.checkpoint_sha256, recipe.reference_sha256)
+    hashes = (recipe.checkpoint_sha256, recipe.reference_sha256, recipe.mask_sha256)
     return (
         isinstance(recipe.plan, dict)
         and isinstance(recipe.overrides, dict)

@@ -10,10 +10,11 @@ import torch
 
 from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import Reference, from_tensor, read_image, to_image, to_pixels
+from ilvr_lightning.images import from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.jobs import Job, plan_of, settings_of, write_whole
 from ilvr_lightning.pretrained.load import file_sha256, load_denoiser, recognise
 from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
+from ilvr_lightning.references import Reference
 from ilvr_lightning.runs import make_writable
 from ilvr_lightning.sampling import ILVRSampler
 from ilvr_lightning.session import find_references, fitting_shape
@@ -91,15 +92,23 @@ def _find_reference(
 ) -> Reference | None:
     if recipe.reference_sha256 is None:
         return None
-    kept = source.parent / "references" / f"{recipe.reference_sha256}.png"
+    folder = source.parent / "references"
+    kept, kept_mask = (folder / f"{sha256}.png" for sha256 in (recipe.reference_sha256, recipe.mask_sha256))
     candidates: list[Reference] = []
     if kept.is_file():
         candidates += find_references([str(kept)], shape, "crop")
     if args.ref:
-        candidates += find_references(args.ref, shape, args.fit)
-    for reference in candidates:
-        if reference.sha256 == recipe.reference_sha256:
+        candidates += find_references(args.ref, shape, args.fit, args.mask)
+    mask = to_pixels(read_image(kept_mask, 1)) if kept_mask.is_file() else None
+    candidates = [r for r in candidates if r.sha256 == recipe.reference_sha256]
+    for reference in [*candidates, *(replace(reference, mask=mask) for reference in candidates)]:
+        if reference.mask_sha256 == recipe.mask_sha256:
             return reference
+    if candidates:
+        raise UserError(
+            f"--reproduce: the mask of the reference (SHA-256 {str(recipe.mask_sha256)[:16]}...) is not in {folder} or "
+            "given by --mask; give it with --mask, beside --ref"
+        )
     raise UserError(
         f"--reproduce: the reference {recipe.reference!r} (SHA-256 {recipe.reference_sha256[:16]}...) is not in "
         f"{source.parent / 'references'} or given by --ref; give it with --ref (and --fit as it was)"

@@ -18,16 +18,15 @@ from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate_steps
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
+from ilvr_lightning.diffusion.samplers import SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import (
-    Reference,
-    from_tensor,
-    to_image,
-)
+from ilvr_lightning.images import from_tensor, to_image
 from ilvr_lightning.jobs import Job, SampleJobs, write_whole
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 from ilvr_lightning.recipe import read_recipe, recipe_info
+from ilvr_lightning.references import Reference, masks_of
+from ilvr_lightning.trajectory import Frame, draw_trajectory
 
 LONG_RUN_SECONDS = 60
 
@@ -49,7 +48,8 @@ class ILVRSampler(pl.LightningModule):
         self.shape = shape
         self.plan = plan.resolved(loaded.schedule.num_timesteps)
         self.bf16 = bf16
-        self.on_evaluation: Callable[[], None] = lambda: None
+        self.on_step: Callable[[int, SamplerState], None] = lambda t, state: None
+        """Called after each step with the level that it came from."""
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -64,23 +64,26 @@ class ILVRSampler(pl.LightningModule):
 
     def predict_step(self, batch: list[Job], batch_idx: int = 0) -> Tensor:
         """(B, C, H, W) in [-1, 1]."""
-        references = [job.reference.tensor for job in batch if job.reference is not None]
+        references = [job.reference for job in batch if job.reference is not None]
         settings = [asdict(job.setting) for job in batch if job.setting is not None]
         an_image: dict[str, Any] = {name: tuple(s[name] for s in settings) for name in settings[0]} if settings else {}
-        x = torch.empty(0, *self.shape)
+        x, plan = torch.empty(0, *self.shape), self.plan
+        t = plan.timesteps[0] if plan.timesteps else plan.start_from or self.schedule.num_timesteps
         if not batch:
             return x
         for state in generate_steps(
             self.denoiser,
             self.schedule,
-            replace(self.plan, **an_image),
+            replace(plan, **an_image),
             seeds=[image_seed(j.recipe.seed, j.recipe.reference_sha256, j.sample) for j in batch],
             shape=self.shape,
-            reference=torch.stack(references) if references else None,
+            reference=torch.stack([r.tensor for r in references]) if references else None,
+            mask=masks_of(references) if references else None,
             device=self.device,
         ):
             x = state.x
-            self.on_evaluation()
+            self.on_step(t, state)
+            t = state.t
         return x
 
     @property
@@ -90,7 +93,7 @@ class ILVRSampler(pl.LightningModule):
 
 
 class SampleWriter(Callback):
-    """PNGs with their recipe, the manifest, fitted references; the progress bar and the estimate of time.
+    """PNGs with their recipe, the manifest, fitted references, steps; the progress bar and the estimate of time.
 
     Args:
         jobs: what is made.
@@ -98,6 +101,7 @@ class SampleWriter(Callback):
 
     def __init__(self, jobs: SampleJobs) -> None:
         self.jobs = jobs
+        self._frames: list[Frame] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ILVRSampler)
@@ -107,8 +111,10 @@ class SampleWriter(Callback):
         bar = tqdm(total=total, desc="sampling", unit="evaluation", disable=not trainer.is_global_zero or None)
         started, done, said = time.perf_counter(), 0, False
 
-        def on_evaluation() -> None:
+        def on_step(t: int, state: SamplerState) -> None:
             nonlocal done, started, said
+            if self.jobs.trajectory:
+                self._frames.append(Frame(t, from_tensor(state.x0 if state.t else state.x)))
             bar.update()
             done += 1
             seconds = time.perf_counter() - started
@@ -119,7 +125,7 @@ class SampleWriter(Callback):
                 if (whole := seconds / (done - 1) * total) > LONG_RUN_SECONDS and trainer.is_global_zero:
                     bar.write(estimate(whole, evaluations))
 
-        pl_module.on_evaluation = on_evaluation
+        pl_module.on_step = on_step
         self._bar = bar
 
     def on_predict_batch_end(
@@ -127,12 +133,15 @@ class SampleWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         assert isinstance(pl_module, ILVRSampler)
-        for job, pixels in zip(batch, from_tensor(outputs), strict=True):
+        for place, (job, pixels) in enumerate(zip(batch, from_tensor(outputs), strict=True)):
             recipe = replace(job.recipe, batch_size=len(batch), threads=torch.get_num_threads(), **pl_module.conditions)
             save = functools.partial(to_image(pixels).save, format="PNG", pnginfo=recipe_info(recipe))
             write_whole(self.jobs.folder / job.file, save)
+            if self.jobs.trajectory:
+                draw_trajectory(self._frames, place, job, self.jobs.folder / job.file)
             with open(self.jobs.folder / "manifest.jsonl", "a") as manifest:
                 manifest.write(json.dumps({"file": job.file, **asdict(recipe)}) + "\n")
+        self._frames.clear()
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar.close()
@@ -175,13 +184,14 @@ def _duration(seconds: float) -> str:
 
 
 def write_references(references: Sequence[Reference], folder: Path) -> None:
-    """Keep the fitted references beside the samples, named by their hash."""
+    """Keep the fitted references and masks beside the samples, named by their hash."""
     target = folder / "references"
     target.mkdir(parents=True, exist_ok=True)
     for reference in references:
-        path = target / f"{reference.sha256}.png"
-        if not path.exists():
-            write_whole(path, functools.partial(to_image(reference.pixels).save, format="PNG"))
+        for pixels, sha256 in ((reference.pixels, reference.sha256), (reference.mask, reference.mask_sha256)):
+            path = target / f"{sha256}.png"
+            if pixels is not None and not path.exists():
+                write_whole(path, functools.partial(to_image(pixels).save, format="PNG"))
 
 
 def check_names(references: Sequence[Reference]) -> None:

@@ -1,6 +1,7 @@
 """What sample.py finds and checks before it starts: checkpoint, references, sizes, devices."""
 
 import argparse
+import functools
 import logging
 import os
 import re
@@ -20,9 +21,10 @@ from ilvr_lightning.config import DataConfig
 from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import Fit, Reference, find_images, fitted, read_image, read_references
+from ilvr_lightning.images import Fit, decoded, read_image
 from ilvr_lightning.jobs import Setting, settings_of
 from ilvr_lightning.pretrained.load import LoadedDenoiser
+from ilvr_lightning.references import Reference, find_images, fitted, read_references, with_mask
 from ilvr_lightning.runs import newest_checkpoint
 from ilvr_lightning.sampling import check_names
 
@@ -99,11 +101,19 @@ def fitting_settings(
     return shape, plan, settings
 
 
-def find_references(given: Sequence[str], shape: tuple[int, int, int], fit: Fit) -> list[Reference]:
+def find_references(
+    given: Sequence[str], shape: tuple[int, int, int], fit: Fit, masks: Sequence[str] = ()
+) -> list[Reference]:
     """References from files, folders and globs, or from a data set's split written DATASET:SPLIT[A:B].
 
+    Args:
+        given: their names.
+        shape: (C, H, W) that they are fitted to.
+        fit: how.
+        masks: one picture for all of them, or one for each in order.
+
     Raises:
-        UserError: a path is missing, or a file is no image.
+        UserError: a path is missing, a file is no image, or there is another number of masks.
     """
     channels, *size = shape
     references: list[Reference] = []
@@ -114,7 +124,18 @@ def find_references(given: Sequence[str], shape: tuple[int, int, int], fit: Fit)
         else:
             references += read_references(find_images([pattern]), (size[0], size[1]), channels, fit)
     check_names(references)
-    return list({(reference.name, reference.sha256): reference for reference in references}.values())
+    references = list({reference.key: reference for reference in references}.values())
+    paths = find_images(masks, "--mask")
+    if len(paths) not in (0, 1, len(references)):
+        raise UserError(
+            f"--mask: got {len(paths)} masks for {len(references)} references; give one for all, or one for each"
+        )
+    if not paths:
+        return references
+    return [
+        with_mask(reference, path.name, read_image(path, 1), fit)
+        for reference, path in zip(references, paths * (len(references) // len(paths)), strict=True)
+    ]
 
 
 def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, fit: Fit) -> list[Reference]:
@@ -129,7 +150,10 @@ def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, f
     if first >= last:
         raise UserError(f"--ref {match[0]}: it holds {len(rows)} images; the part asked for is empty")
     return [
-        fitted(f"{match['split']}_{row}", read_image(rows.image_bytes(row), channels), size, channels, fit)
+        decoded(
+            rows.image_bytes(row),
+            functools.partial(fitted, f"{match['split']}_{row}", size=size, channels=channels, fit=fit),
+        )
         for row in range(first, last)
     ]
 

@@ -16,16 +16,14 @@ from ilvr_lightning.images import (
     BrokenImageError,
     Column,
     draw_grid,
-    find_images,
     fit_image,
-    fitted,
     from_tensor,
     read_image,
-    read_references,
     to_image,
     to_pixels,
     to_tensor,
 )
+from ilvr_lightning.references import find_images, fitted, read_references
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

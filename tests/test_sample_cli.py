@@ -17,8 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sample
-from ilvr_lightning.images import find_images, read_references
 from ilvr_lightning.pretrained.load import file_sha256
+from ilvr_lightning.references import find_images, read_references
 from tests import commands
 
 Sample = Callable[..., Path]

@@ -54,6 +54,9 @@ class ILVR:
     """b: the lowest timestep that is refined."""
     respaced_range_t: int | None = None
     """The released code's range_t: only steps that more than so many follow are refined, so never the last."""
+    mask: Tensor | None = None
+    """(B, 1, H, W) in [0, 1], or 1 in place of B: where the reference is followed. 1: to the end; m: down to the
+    timestep (1 - m) T, as by a range of its own; 0: not at all."""
 
     def start(
         self, schedule: NoiseSchedule, noise: NoiseSource, timesteps: Sequence[int] = (), x_T: Tensor | None = None
@@ -94,6 +97,12 @@ class ILVRRun:
     """The matched noise of the present step."""
     _before: tuple[int, Tensor] | None = None
     """Level and eps of the refined step before."""
+    _mask: Tensor | None = None
+    """The mask on the filter's grid."""
+
+    def __post_init__(self) -> None:
+        if self.settings.mask is not None:
+            self._mask = self.settings.low_pass.coarse(self.settings.mask).to(self.settings.reference)
 
     def refine_prediction(self, prediction: Prediction, t: int) -> Prediction:
         """Give x_0 the reference's low frequencies before a step from t, eps unchanged (matched and fixed noise)."""
@@ -108,7 +117,7 @@ class ILVRRun:
         self._eps = self._extrapolated(prediction.eps, t, s)
         self._before = (t, prediction.eps)
         x0 = prediction.x0
-        refined = x0 + self.settings.low_pass(self.settings.reference - x0)
+        refined = x0 + self._low_band(self.settings.reference - x0, s)
         return replace(prediction, x0=_where(inside, refined, x0))
 
     def refine_sample(self, x: Tensor, t: int) -> Tensor:
@@ -129,7 +138,14 @@ class ILVRRun:
             y = self.schedule.q_sample(y, level, self._noise(x))
         if not any(inside):
             return x
-        return _where(inside, x + self.settings.low_pass(y - x), x)
+        return _where(inside, x + self._low_band(y - x, t), x)
+
+    def _low_band(self, difference: Tensor, t: int) -> Tensor:
+        """phi of y - x, where the mask has a step that goes to t conditioned."""
+        if self._mask is None:
+            return self.settings.low_pass(difference)
+        followed = self._mask >= 1 - t / self.schedule.num_timesteps - 1e-6  # a mean of ones may round to less
+        return self.settings.low_pass.weighted(difference, followed)
 
     def _noise(self, x: Tensor) -> Tensor:
         """The noise of the reference in this step."""

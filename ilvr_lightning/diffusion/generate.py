@@ -1,12 +1,14 @@
 """generate(): the only way in, for the callback, sample.py and evaluation."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.conditioning import ILVR, Unconditional
 from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_prediction
+from ilvr_lightning.diffusion.gamut import with_low_band
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
 from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
@@ -22,6 +24,7 @@ def generate(
     seeds: Sequence[int],
     shape: tuple[int, int, int],
     reference: Tensor | None = None,
+    mask: Tensor | None = None,
     x_T: Tensor | None = None,
     noise: NoiseSource | None = None,
     device: torch.device | str = "cpu",
@@ -35,6 +38,8 @@ def generate(
         seeds: one an image; their number is B.
         shape: (C, H, W).
         reference: (B, C, H, W) or (1, C, H, W) in [-1, 1], or None for unconditional samples.
+        mask: (B, 1, H, W) or (1, 1, H, W) in [0, 1], where the reference is followed: 1 to the end, m down to the
+            timestep (1 - m) T, 0 not at all.
         x_T: (B, C, H, W) start; drawn from the seeds otherwise. The result has its dtype and device.
         noise: a source to draw from in place of the seeds.
         device: where to sample, when x_T does not say.
@@ -47,8 +52,9 @@ def generate(
     """
     x = torch.empty(0)
     for state in generate_steps(
-        denoise, schedule, plan, seeds=seeds, shape=shape, reference=reference, x_T=x_T, noise=noise, device=device
-    ):
+        denoise, schedule, plan, seeds=seeds, shape=shape, reference=reference, mask=mask, x_T=x_T,
+        noise=noise, device=device,
+    ):  # fmt: skip
         x = state.x
     return x
 
@@ -62,6 +68,7 @@ def generate_steps(
     seeds: Sequence[int],
     shape: tuple[int, int, int],
     reference: Tensor | None = None,
+    mask: Tensor | None = None,
     x_T: Tensor | None = None,
     noise: NoiseSource | None = None,
     device: torch.device | str = "cpu",
@@ -79,7 +86,7 @@ def generate_steps(
         return clip_prediction(prediction, x, t, schedule) if plan.clip else prediction
 
     timesteps = list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing, plan.start_from))
-    ilvr = _ilvr(plan, x_T, reference)
+    ilvr = _ilvr(plan, x_T, reference, mask)
     if plan.start_from is not None:
         if ilvr is None:
             raise ValueError("sampling.start_from needs a reference to begin from")
@@ -92,12 +99,24 @@ def generate_steps(
         timesteps=timesteps,
         plan=plan,
     )
-    yield from SAMPLERS[plan.sampler](run, x_T)
+    for state in SAMPLERS[plan.sampler](run, x_T):
+        if state.t == 0 and ilvr is not None and plan.exact_low_band:
+            state = replace(state, x=with_low_band(state.x, ilvr.reference, plan.factor, plan.kernel, ilvr.mask))
+        yield state
 
 
-def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None) -> ILVR | None:
+def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None) -> ILVR | None:
     if reference is None:
+        if mask is not None:
+            raise ValueError("a mask needs a reference")
         return None
+    if mask is not None and (mask.ndim != 4 or len(mask) not in (1, len(x_T)) or mask.shape[1:] != (1, *x_T.shape[2:])):
+        raise ValueError(
+            f"the mask must have the shape {(len(x_T), 1, *x_T.shape[2:])}, or 1 in place of {len(x_T)}: "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask is not None and not (mask.min() >= 0 and mask.max() <= 1):
+        raise ValueError(f"the mask must be in [0, 1]: got {float(mask.min()):g} to {float(mask.max()):g}")
     if reference.ndim != 4 or len(reference) not in (1, len(x_T)) or reference.shape[1:] != x_T.shape[1:]:
         raise ValueError(
             f"the reference must have the shape {tuple(x_T.shape)}, or 1 in place of {len(x_T)}: "
@@ -116,4 +135,5 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None) -> ILVR | N
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,
         respaced_range_t=plan.respaced_range_t,
+        mask=mask,
     )

@@ -36,10 +36,13 @@ class LowPassFilter:
         factors = as_tuple(self.factor)
         for value in factors:
             check_factor(value, self.size)
-        sides = [[low_pass_matrix(side, value, kernel, orthogonal) for value in factors] for side in self.size]
-        # One factor broadcasts over the batch; several make (B, 1, side, side).
-        rows, columns = (m[0] if len(m) == 1 else torch.stack(m).unsqueeze(1) for m in sides)
+        pairs = [[low_pass_factors(side, value, kernel, orthogonal) for value in factors] for side in self.size]
+        rows, columns = (_batched([up @ down for up, down in pair]) for pair in pairs)
         self._matrices = {(torch.device("cpu"), torch.float64): (rows, columns.mT)}
+        self._cells = [[len(down) for _, down in pair] for pair in pairs]
+        ups = [_batched([_grown(up, 1, max(n)) for up, _ in pair]) for pair, n in zip(pairs, self._cells, strict=True)]
+        downs = [_batched([_grown(d, 0, max(n)) for _, d in pair]) for pair, n in zip(pairs, self._cells, strict=True)]
+        self._pairs = {(torch.device("cpu"), torch.float64): (ups, downs)}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Filter x (B, C, H, W), in its own dtype; with a factor an image, B must be their number.
@@ -56,10 +59,67 @@ class LowPassFilter:
         rows, columns = self._matrices[key]
         return rows @ x @ columns
 
+    def coarse(self, mask: Tensor) -> Tensor:
+        """A mask's mean over each cell of the filter's grid, one cell being N x N pixels.
 
-@functools.lru_cache(maxsize=256)
+        Args:
+            mask: (B, 1, H, W), or 1 in place of B.
+
+        Returns:
+            (B, 1, n_h, n_w) in float64, n being a side over N; with a factor an image, over the smallest, the grids of
+            the others filled up with 0.
+        """
+        rows, columns = (
+            _batched([_grown(_mean_matrix(side, n), 0, max(cells)) for n in cells])
+            for side, cells in zip(self.size, self._cells, strict=True)
+        )
+        return rows @ mask.to("cpu", torch.float64) @ columns.mT
+
+    def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
+        """U (w * (D x)), phi being U D: x (B, C, H, W) filtered, its coefficients weighted by w, shaped as `coarse` is.
+
+        Where the weights around a pixel are 1 this is phi, where they are 0 it is 0, and what lies between is as smooth
+        as phi's kernel.
+        """
+        key = (x.device, x.dtype)
+        if key not in self._pairs:
+            ups, downs = self._pairs[torch.device("cpu"), torch.float64]
+            self._pairs[key] = [m.to(x) for m in ups], [m.to(x) for m in downs]
+        (up_h, up_w), (down_h, down_w) = self._pairs[key]
+        weighted: Tensor = up_h @ (weight.to(x) * (down_h @ x @ down_w.mT)) @ up_w.mT
+        return weighted
+
+
+def _batched(matrices: list[Tensor]) -> Tensor:
+    """One broadcasts over the batch; several make (B, 1, ., .)."""
+    return matrices[0] if len(matrices) == 1 else torch.stack(matrices).unsqueeze(1)
+
+
+def _grown(matrix: Tensor, dim: int, length: int) -> Tensor:
+    """Filled up with zeros along one dimension."""
+    shape = list(matrix.shape)
+    shape[dim] = length - shape[dim]
+    return torch.cat([matrix, matrix.new_zeros(shape)], dim)
+
+
+def _mean_matrix(side: int, cells: int) -> Tensor:
+    """(cells, side) means of side/cells neighbours."""
+    return torch.eye(cells, dtype=torch.float64).repeat_interleave(side // cells, 1) * (cells / side)
+
+
 def low_pass_matrix(side: int, factor: int, kernel: str = "cubic", orthogonal: bool = False) -> Tensor:
     """The (side, side) float64 matrix of phi along one axis.
+
+    Raises:
+        ValueError: the kernel is unknown.
+    """
+    up, down = low_pass_factors(side, factor, kernel, orthogonal)
+    return up @ down
+
+
+@functools.lru_cache(maxsize=256)
+def low_pass_factors(side: int, factor: int, kernel: str = "cubic", orthogonal: bool = False) -> tuple[Tensor, Tensor]:
+    """U (side, n) and D (n, side) in float64, whose product is phi along one axis; n is side / factor.
 
     Raises:
         ValueError: the kernel is unknown.
@@ -67,19 +127,18 @@ def low_pass_matrix(side: int, factor: int, kernel: str = "cubic", orthogonal: b
     if kernel not in KERNELS and kernel != "ideal":
         raise ValueError(f"sampling.kernel must be one of {', '.join((*KERNELS, 'ideal'))}: got {kernel!r}")
     if side == 1 or factor == 1:
-        return torch.eye(side, dtype=torch.float64)
+        return torch.eye(side, dtype=torch.float64), torch.eye(side, dtype=torch.float64)
     if kernel == "ideal":
-        basis = dct_basis(side)[: side // factor]
-        return basis.mT @ basis
+        cells = side // factor
+        down = dct_basis(cells).mT @ dct_basis(side)[:cells]
+        return down.mT, down
     down = resize_matrix(side, side // factor, kernel)
     up = resize_matrix(side // factor, side, kernel)
     if not orthogonal:
-        return up @ down
+        return up, down
     if kernel.startswith("lanczos"):
-        projection: Tensor = torch.linalg.pinv(down) @ down
-    else:
-        projection = up @ torch.linalg.pinv(up)
-    return projection
+        return torch.linalg.pinv(down), down
+    return up, torch.linalg.pinv(up)
 
 
 def resize_matrix(length: int, new_length: int, kernel: str) -> Tensor:

@@ -63,6 +63,9 @@ class SamplingPlan:
     """The released code's range_t: steps are counted from the last one, 0, and conditioned above this number alone."""
     start_from: int | None = None
     """Begin at this timestep from the noised reference in place of noise at T (SDEdit, Meng et al. 2022)."""
+    exact_low_band: bool = False
+    """At the end, move the picture until it is in [-1, 1] and, rounded to 8 bits and downsampled by N, equals the
+    reference's to within 1/255."""
     timesteps: tuple[int, ...] | None = None
     """The evaluated timesteps, descending from at most T; overrides num_steps and spacing."""
 
@@ -80,6 +83,13 @@ class SamplingPlan:
             raise ValueError(
                 "sampling.eps_extrapolation is of sampling.reference_noise=matched: "
                 f"got {self.eps_extrapolation} with {self.reference_noise}"
+            )
+        if self.exact_low_band and self.kernel == "ideal":
+            raise ValueError("sampling.exact_low_band is of a kernel that downsamples: got sampling.kernel=ideal")
+        if self.exact_low_band and any(b > 0 for b in as_tuple(self.condition_to)):
+            raise ValueError(
+                "sampling.exact_low_band holds the reference to the end: sampling.condition_to must be 0, "
+                f"got {self.condition_to}"
             )
         for name in ("factor", "condition_to", "condition_from"):
             if getattr(self, name) == ():

@@ -51,7 +51,7 @@ EXHIBITS = (
     exhibit(
         "clipping after refining", "forks of ilvr_adm",
         "diffusion.conditioning:ILVRRun.refine_sample",
-        "x + self.settings.low_pass(y - x)", "(x + self.settings.low_pass(y - x)).clamp(-1, 1)",
+        "x + self._low_band(y - x, t)", "(x + self._low_band(y - x, t)).clamp(-1, 1)",
         "test_ilvr.py::test_reference_is_noised_at_the_level_that_the_step_goes_to",
     ),
     exhibit(

@@ -1,0 +1,58 @@
+"""The low band kept on disk: a picture within the gamut whose downsampled form is the reference's."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ilvr_lightning.diffusion.low_pass import LowPassFilter, low_pass_factors
+from ilvr_lightning.diffusion.plan import as_tuple
+
+MOST_ROUNDS = 200
+
+
+def with_low_band(
+    x: Tensor, y: Tensor, factor: int | Sequence[int], kernel: str = "cubic", mask: Tensor | None = None
+) -> Tensor:
+    """The picture near x that lies in [-1, 1] and downsampled by N equals y's, to within what rounding to
+    8 bits leaves of 1/255.
+
+    Alternate projections (von Neumann) between the box and {z: D z = D y}; clipping alone leaves the second set. What
+    is not there after MOST_ROUNDS goes the rest of the way in a straight line to y, which is in both.
+
+    Args:
+        x: (B, C, H, W).
+        y: (B, C, H, W) in [-1, 1].
+        factor: N, one or one an image.
+        kernel: D's, a key of KERNELS.
+        mask: (B or 1, 1, H, W); only where it is 1 must the low bands agree.
+    """
+    made = []
+    factors = as_tuple(factor if isinstance(factor, int) else tuple(factor))
+    for i in range(len(x)):
+        n = factors[i % len(factors)]
+        part = None if mask is None else mask[i % len(mask)][None]
+        made.append(_one(x[i][None], y[i][None], n, kernel, part))
+    return torch.cat(made)
+
+
+def _one(x: Tensor, y: Tensor, factor: int, kernel: str, mask: Tensor | None) -> Tensor:
+    height, width = x.shape[-2:]
+    if factor == 1 and mask is None:
+        return y.clone()
+    down_h, down_w = (low_pass_factors(side, factor, kernel)[1].to(x) for side in (height, width))
+    up_h, up_w = torch.linalg.pinv(down_h), torch.linalg.pinv(down_w)
+    # Rounding moves a pixel by half a level at most, and the mean of pixels that D makes by this much.
+    rounding = 0.5 * float(down_h.abs().sum(1).max() * down_w.abs().sum(1).max())
+    tolerance = (0.998 - rounding) / 127.5
+    held: Tensor | float = 1.0
+    if mask is not None:
+        held = (LowPassFilter((height, width), factor, kernel).coarse(mask) >= 1 - 1e-6).to(x)
+    z = x.clamp(-1, 1)
+    for _ in range(MOST_ROUNDS):
+        off = held * (down_h @ (y - z) @ down_w.mT)
+        if off.abs().max() <= tolerance:
+            return z
+        z = (z + up_h @ off @ up_w.mT).clamp(-1, 1)
+    worst = float((held * (down_h @ (y - z) @ down_w.mT)).abs().max())
+    return z + max(0.0, 1 - tolerance / worst) * (y - z)

@@ -1,0 +1,169 @@
+"""Reference pictures: found, fitted to the model's size, with the mask that says where each is followed."""
+
+import functools
+import glob
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.images import SUFFIXES, Fit, Pixels, convert, decoded, fit_image, fit_mask, to_pixels, to_tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A reference picture, fitted to the model's size."""
+
+    name: str
+    """Base name of the file without its ending."""
+    pixels: Pixels
+    """(H, W, C)."""
+    mask: Pixels | None = None
+    """(H, W, 1): 255 where it is followed, 0 where it is not; None is everywhere."""
+    size: tuple[int, int] | None = None
+    """Height and width before it was fitted."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the fitted 8-bit pixels: what an image's noise depends on."""
+        return _sha256(self.pixels)
+
+    @property
+    def mask_sha256(self) -> str | None:
+        """Of the fitted mask."""
+        return None if self.mask is None else _sha256(self.mask)
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        """Equal for what makes equal pictures of one name."""
+        return self.name, self.sha256, self.mask_sha256
+
+    @property
+    def tensor(self) -> Tensor:
+        """(C, H, W) in [-1, 1]."""
+        return to_tensor(self.pixels)
+
+    def shown(self, pixels: Pixels | None = None) -> Pixels:
+        """The picture (or another in its place), a checkerboard where the mask does not follow it."""
+        pixels = self.pixels if pixels is None else pixels
+        if self.mask is None:
+            return pixels
+        height, width, _ = pixels.shape
+        cell = max(2, min(height, width) // 8)
+        rows, columns = np.ogrid[:height, :width]
+        board = np.where((rows // cell + columns // cell) % 2, 150, 190)[:, :, None]
+        weight = self.mask / 255.0
+        return np.rint(weight * pixels + (1 - weight) * board).astype(np.uint8)
+
+
+def _sha256(pixels: Pixels) -> str:
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def masks_of(references: Sequence[Reference]) -> Tensor | None:
+    """(B, 1, H, W) in [0, 1], or None where no reference has a mask."""
+    if all(reference.mask is None for reference in references):
+        return None
+    whole = np.full_like(references[0].pixels[:, :, :1], 255)
+    stacked = np.stack([whole if r.mask is None else r.mask for r in references])
+    return torch.from_numpy(np.moveaxis(stacked, -1, -3).copy()).float() / 255
+
+
+def fitted(name: str, image: Image.Image, size: tuple[int, int], channels: int, fit: Fit = "crop") -> Reference:
+    """A picture of any mode and size, made a reference; its alpha channel, if it says anything, is the mask.
+
+    Raises:
+        UserError: it is transparent all over.
+    """
+    image = ImageOps.exif_transpose(image)
+    mask = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        values = np.asarray(alpha)
+        if values.max() == 0:
+            raise UserError(f"the reference {name} is transparent all over; give one that shows something")
+        if values.min() < 255:
+            mask, image = to_pixels(fit_mask(alpha, size, fit)), _filled(image)
+    pixels = to_pixels(fit_image(convert(image, channels), size, fit))
+    return Reference(name=name, pixels=pixels, mask=mask, size=(image.height, image.width))
+
+
+def _filled(image: Image.Image) -> Image.Image:
+    """RGBA to RGB; transparent parts take the colours nearest to them, so that phi meets no edge there."""
+    filled = Image.new("RGBA", image.size)
+    side = 1
+    while side < 2 * max(image.size):
+        ratio = min(1.0, side / max(image.size))
+        small = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), _BOX)
+        # A cell that holds enough to have a colour takes it; Pillow weighs colours by alpha when it resizes.
+        alpha = np.asarray(small.getchannel("A"))
+        small.putalpha(Image.fromarray(np.where(alpha >= min(64, alpha.max()), 255, 0).astype(np.uint8)))
+        filled = Image.alpha_composite(filled, small.resize(image.size, Image.Resampling.BILINEAR))
+        side *= 2
+    return Image.alpha_composite(filled, image).convert("RGB")
+
+
+_BOX = Image.Resampling.BOX
+
+
+def with_mask(reference: Reference, name: str, mask: Image.Image, fit: Fit = "crop") -> Reference:
+    """The reference, followed only where a picture is bright, and less where it is grey; its own mask still holds.
+
+    Raises:
+        UserError: the mask has other proportions than the reference.
+    """
+    mask = convert(mask, 1)
+    if reference.size is not None:
+        height, width = reference.size
+        if abs(mask.height * width - mask.width * height) > max(height * mask.height, width * mask.width) * 0.02:
+            raise UserError(
+                f"--mask: {name} is {mask.width}x{mask.height} px, its reference {reference.name} {width}x{height}; "
+                "give a mask of the same proportions"
+            )
+    height, width, _ = reference.pixels.shape
+    pixels = to_pixels(fit_mask(mask, (height, width), fit))
+    if reference.mask is not None:
+        pixels = np.rint(pixels * (reference.mask / 255.0)).astype(np.uint8)
+    if not pixels.any():
+        raise UserError(f"--mask: {name} is black all over; white is where {reference.name} is followed")
+    return replace(reference, mask=pixels)
+
+
+def find_images(patterns: Sequence[str], setting: str = "--ref") -> list[Path]:
+    """Files that paths, folders and globs name, in order, each once.
+
+    Raises:
+        UserError: a path is missing, or a folder or glob holds no images.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        else:
+            matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES)
+            if not glob.has_magic(pattern):
+                raise UserError(f"{setting}: there is no file or folder {pattern}")
+        if not matches:
+            raise UserError(f"{setting}: no images in {pattern}; known endings are {' '.join(SUFFIXES)}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def read_references(paths: Sequence[Path], size: tuple[int, int], channels: int, fit: Fit = "crop") -> list[Reference]:
+    """Read and fit reference pictures; equal pictures under one name are kept once."""
+    references: dict[tuple[str, str, str | None], Reference] = {}
+    for path in paths:
+        fit_it = functools.partial(fitted, path.stem, size=size, channels=channels, fit=fit)
+        reference = decoded(path, fit_it)
+        references.setdefault(reference.key, reference)
+    return list(references.values())

@@ -1,0 +1,64 @@
+"""sample.py --trajectory: the prediction of x_0 over the steps, as a strip and as an animation."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from ilvr_lightning.images import Column, Pixels, draw_grid, to_image
+from ilvr_lightning.jobs import Job, trajectory_files, write_whole
+
+IN_STRIP, IN_ANIMATION = 10, 50
+"""At most so many steps, evenly chosen."""
+MIN_SIDE = 256
+FRAME_MS, LAST_MS = 120, 1500
+
+
+class Frame(NamedTuple):
+    """x_0 as predicted at one level, for a whole batch."""
+
+    t: int
+    pixels: Pixels
+    """(B, H, W, C)."""
+
+
+def draw_trajectory(frames: Sequence[Frame], place: int, job: Job, picture: Path) -> None:
+    """Write the two files of one picture of the batch.
+
+    Args:
+        frames: a step each; the last one is the picture itself.
+        place: of the picture in the batch.
+        job: what was made.
+        picture: its file, which names the others.
+    """
+    strip, animation = trajectory_files(picture)
+    columns = [Column(label=f"t={f.t}", rows=[[f.pixels[place]]]) for f in spread(frames, IN_STRIP)]
+    if job.reference is not None:
+        columns.insert(0, Column(label="reference", rows=[[job.reference.shown()]]))
+    plan = job.recipe.plan
+    title = f"{picture.stem}: x_0 as predicted at t, {plan['sampler']}, {plan['num_steps']} steps"
+    write_whole(strip, functools.partial(draw_grid(columns, title).save, format="PNG"))
+    images = [_enlarged(f.pixels[place]) for f in spread(frames, IN_ANIMATION)]
+    durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
+    write_whole(
+        animation,
+        functools.partial(
+            images[0].save, format="WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0,
+            lossless=True,
+        ),
+    )  # fmt: skip
+
+
+def spread(frames: Sequence[Frame], most: int) -> list[Frame]:
+    """At most so many of them, evenly, the first and the last among them."""
+    if len(frames) <= most:
+        return list(frames)
+    return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
+
+
+def _enlarged(pixels: Pixels) -> Image.Image:
+    height, width, _ = pixels.shape
+    zoom = max(1, -(-MIN_SIDE // min(height, width)))
+    return to_image(pixels).convert("RGB").resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
