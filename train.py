@@ -37,6 +37,7 @@ def train(config: Config, name: str) -> None:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    from ilvr_lightning.calibration import Calibration
     from ilvr_lightning.callbacks import EMA, Checkpoints, TrainingLog
     from ilvr_lightning.data import HFImageDataModule
     from ilvr_lightning.grid import ILVRGrid
@@ -78,6 +79,7 @@ def train(config: Config, name: str) -> None:
                 every_n_steps=grid.every_n_steps,
                 batch_size=config.data.batch_size,
             ),
+            Calibration(config.calibration.images, config.seed),
             Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps),
         ],
     )

@@ -1,53 +1,69 @@
-"""Samplers on a trained network: blur, grain and fidelity to the reference at equal evaluations.
+"""Samplers on a trained network: blur, grain, fidelity and diversity at equal evaluations.
 
-    python -m benchmarks.trained --ckpt CKPT --ref 'data/toon:test[0:256]' [--factor 4 8] [--seeds 3] [--only TEXT]
+    python -m benchmarks.trained --ckpt CKPT --ref 'data/toon:test' [--factor 4 8] [--seeds 3] [--only TEXT ...]
+        [--real 'data/toon:train[0:1000]'] [--features FEATURES.pt]
 
 References are held-out images of the training domain, one sample each, so that samples and references should have one
-distribution. Energy is the high band's over the references' (below 1 blur, above 1 grain), with the largest of any
-picture; high the Frechet distance of the high band; low the RMS distance of the low band. Mean and standard deviation
-over the seeds. The first row is other real images in the samples' place: the floor of the measure.
+distribution. Mean and standard deviation over the seeds of:
+
+- FID: Frechet distance from the references in the feature space that `benchmarks.features` made;
+- high: Frechet distance of the high band alone, in principal components, over the variance;
+- energy: of the high band, over the references' (below 1 blur, above 1 grain), with the largest of any picture;
+- spectrum: power over that of the references, by octaves of the radial frequency, the finest last;
+- low: RMS distance of the low band from the reference's;
+- diversity: mean pairwise RMS distance between 10 samples of one reference, over 10 references.
+
+The first row is other real images in the samples' place: the floor of the measures.
 """
 
 import argparse
 import functools
+import math
 import statistics
 import time
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.exact import solver as exact_solver
+from benchmarks.features import Features, features_of, load_features
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
-from ilvr_lightning.evaluation.bands import BandFigures, band_figures
+from ilvr_lightning.evaluation.bands import BandFigures, band_figures, frechet_distance, octave_ratios
 from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.session import find_references
 
 
-def rows() -> dict[str, SamplingPlan]:
-    """What is compared, by name."""
+def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:
+    """What is compared at one N, by name."""
     solver = functools.partial(exact_solver, clip=True)
+    gains = loaded.description.high_band_gain
     table: dict[str, SamplingPlan] = {}
-    for n in (10, 20, 50):
-        table[f"DDPM as released, {n} uniform"] = SamplingPlan.preset("ilvr_adm", num_steps=n)
-        table[f"DDPM as the paper, {n} uniform"] = SamplingPlan.preset("paper", num_steps=n)
+    for n in (10, 20, 50, 100, 1000):
+        table[f"DDPM as released, {n}"] = SamplingPlan.preset("ilvr_adm", num_steps=n)
+        table[f"DDPM as the paper, {n}"] = SamplingPlan.preset("paper", num_steps=n)
+        table[f"DDIM, fresh noise, {n}"] = SamplingPlan(sampler="ddim", num_steps=n, spacing="logsnr")
+        table[f"2M, eta 0, {n}"] = solver(n)
+        table[f"2M, eta 1, {n}"] = solver(n, eta=1.0)
     for n in (10, 20):
-        table[f"DDIM, fresh noise, {n} log-SNR"] = SamplingPlan(sampler="ddim", num_steps=n, spacing="logsnr")
-        table[f"2M, fixed, {n}"] = solver(n, reference_noise="fixed")
-        table[f"2M, ideal, {n}"] = solver(n, kernel="ideal", orthogonal=False)
-        table[f"2M, uniform, {n}"] = solver(n, spacing="uniform")
-        table[f"2M, quadratic, {n}"] = solver(n, spacing="quadratic")
-        for eta in (0.0, 0.3, 0.5, 1.0):
-            for kappa in (0.0, 0.75):
-                table[f"2M, eta {eta:g}, kappa {kappa:g}, {n}"] = solver(n, eta=eta, eps_extrapolation=kappa)
-        table[f"2M, eta 1, kappa 0.5, {n}"] = solver(n, eta=1.0, eps_extrapolation=0.5)
-        table[f"2M, eta 1, kappa 1, {n}"] = solver(n, eta=1.0, eps_extrapolation=1.0)
+        for eta in (0.3, 0.5):
+            table[f"2M, eta {eta:g}, {n}"] = solver(n, eta=eta)
+        for kappa in (0.5, 0.75, 1.0):
+            table[f"2M, eta 0, kappa {kappa:g}, {n}"] = solver(n, eps_extrapolation=kappa)
+            table[f"2M, eta 1, kappa {kappa:g}, {n}"] = solver(n, eta=1.0, eps_extrapolation=kappa)
+        table[f"2M, eta 0, fixed, {n}"] = solver(n, reference_noise="fixed")
+        table[f"2M, eta 1, fixed, {n}"] = solver(n, eta=1.0, reference_noise="fixed")
+        table[f"2M, eta 1, ideal, {n}"] = solver(n, eta=1.0, kernel="ideal", orthogonal=False)
+        table[f"2M, eta 1, uniform, {n}"] = solver(n, eta=1.0, spacing="uniform")
+        table[f"2M, eta 1, quadratic, {n}"] = solver(n, eta=1.0, spacing="quadratic")
         table[f"DDIM, matched, eta 1, {n}"] = solver(n, sampler="ddim", eta=1.0)
-    table["2M, eta 1, kappa 0, 50"] = solver(50, eta=1.0)
-    table["DDPM as the paper, 100 uniform"] = SamplingPlan.preset("paper", num_steps=100)
-    return table
+    for preset in ("draft", "fast"):
+        gain = gains.get(preset, {}).get(factor, 1.0)
+        table[f"{preset}, gain {gain:g}"] = SamplingPlan.preset(preset, high_band_gain=gain)
+    return {name: replace(plan, factor=factor) for name, plan in table.items()}
 
 
 @torch.no_grad()
@@ -61,17 +77,50 @@ def sample(loaded: LoadedDenoiser, plan: SamplingPlan, y: Tensor, hashes: list[s
     return torch.cat(made).clamp(-1, 1)
 
 
-def line(name: str, figures: list[BandFigures], seconds: float | None) -> str:
+def diversity(loaded: LoadedDenoiser, plan: SamplingPlan, y: Tensor, hashes: list[str], seed: int, batch: int) -> float:
+    """Mean over references of the mean RMS distance between ten samples of each, in [-1, 1]."""
+    each = y.repeat_interleave(10, 0)
+    names = [f"{sha256}/{k}" for sha256 in hashes for k in range(10)]
+    x = sample(loaded, plan, each, names, seed, batch).reshape(len(y), 10, -1)
+    distances = torch.cdist(x, x) / math.sqrt(x.shape[2])
+    return float(distances.sum((1, 2)).mean() / 90)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The figures of one seed."""
+
+    bands: BandFigures
+    octaves: list[float]
+    fid: float | None
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, factor: int, features: Features | None) -> "Row":
+        """Samples x against their references y."""
+        fid = None if features is None else frechet_distance(features_of(features, x), features_of(features, y))
+        return cls(bands=band_figures(x, y, factor), octaves=octave_ratios(x, y), fid=fid)
+
+
+def line(name: str, rows: list[Row], spread: float | None = None, seconds: float | None = None) -> str:
     """A row of the table."""
 
-    def spread(key: str, digits: int) -> str:
-        values = [asdict(f)[key] for f in figures]
+    def cell(values: list[float], digits: int) -> str:
         deviation = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.{digits}f}{deviation}"
 
-    worst = max(f.worst for f in figures)
-    cells = [name, spread("high", 3), spread("energy", 2), f"{statistics.mean(f.median for f in figures):.2f}"]
-    cells += [f"{worst:.1f}", spread("low", 4), "" if seconds is None else f"{seconds:.3f}"]
+    fids = [row.fid for row in rows if row.fid is not None]
+    octaves = [statistics.mean(values) for values in zip(*(row.octaves for row in rows), strict=True)]
+    cells = [
+        name,
+        cell(fids, 2) if fids else "",
+        cell([row.bands.high for row in rows], 3),
+        cell([row.bands.energy for row in rows], 2),
+        f"{max(row.bands.worst for row in rows):.1f}",
+        " ".join(f"{ratio:.2f}" for ratio in octaves),
+        cell([row.bands.low for row in rows], 4),
+        "" if spread is None else f"{spread:.3f}",
+        "" if seconds is None else f"{seconds:.3f}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -85,26 +134,29 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these")
     parser.add_argument("--real", nargs="+", default=[], help="other real images, for the floor")
+    parser.add_argument("--features", type=Path, help="what benchmarks.features saved")
     args = parser.parse_args()
     loaded = load_denoiser(args.ckpt)
+    features = None if args.features is None else load_features(args.features)
     references = find_references(args.ref, loaded.image_shape, "crop")
     y, hashes = torch.stack([r.tensor for r in references]), [r.sha256 for r in references]
     for factor in args.factor:
         print(f"\nN={factor}, {len(y)} references, {args.seeds} seeds")
-        print("| sampler, evaluations | high | energy | median | largest | low | seconds a picture |")
-        print("|---|---|---|---|---|---|---|")
+        print("| sampler, evaluations | FID | high | energy | largest | spectrum | low | diversity | s a picture |")
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
         if args.real:
             real = torch.stack([r.tensor for r in find_references(args.real, loaded.image_shape, "crop")])
-            print(line("other real images", [band_figures(real[: len(y)], y, factor)], None))
-        for name, plan in rows().items():
+            print(line("other real images", [Row.of(real[: len(y)], y, factor, features)]))
+        for name, plan in rows(loaded, factor).items():
             if not any(text in name for text in args.only):
                 continue
-            start, figures = time.perf_counter(), []
+            start, made = time.perf_counter(), []
             for seed in range(args.seeds):
-                x = sample(loaded, replace(plan, factor=factor), y, hashes, seed, args.batch_size)
-                figures.append(band_figures(x, y, factor))
+                x = sample(loaded, plan, y, hashes, seed, args.batch_size)
+                made.append(Row.of(x, y, factor, features))
             seconds = (time.perf_counter() - start) / args.seeds / len(y)
-            print(line(name, figures, seconds), flush=True)
+            spread = diversity(loaded, plan, y[:10], hashes[:10], args.seeds, args.batch_size)
+            print(line(name, made, spread, seconds), flush=True)
 
 
 if __name__ == "__main__":

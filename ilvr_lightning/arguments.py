@@ -155,6 +155,8 @@ def _kind(hint: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if hint in (int, float, int | None):
         return {"type": float if hint is float else int, "metavar": "X" if hint is float else "N"}
+    if hint == float | tuple[float, ...]:
+        return {"type": float, "metavar": "X"}
     return {"type": int, "nargs": "+", "metavar": "T", "action": _Tuple}
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,6 +71,19 @@ class EMA(WeightAveraging):
         if self._swapped:
             self._swap_models(pl_module)
             self._swapped = False
+
+
+@contextmanager
+def sampling_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[bool]:
+    """The module ready to sample from amid training: in eval mode, with the average if one is kept; whether it is."""
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    training = pl_module.training
+    pl_module.eval()
+    try:
+        with ema.averaged(pl_module) if ema else nullcontext():
+            yield ema is not None
+    finally:
+        pl_module.train(training)
 
 
 def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:

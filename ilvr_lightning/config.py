@@ -213,6 +213,18 @@ class GridConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """What the presets fast and draft are set by at the end of training."""
+
+    images: int = 64
+    """Held-out images that are references, so that samples have the energy of real images above the filter's
+    frequencies (high_band_gain of each preset and factor, kept in the checkpoint); 0 sets nothing."""
+
+    def __post_init__(self) -> None:
+        _at_least_zero("calibration", self, "images")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What is saved: checkpoints/last.ckpt, and best.ckpt by validation loss."""
 
@@ -260,6 +272,7 @@ class Config:
     sampling: SamplingChanges = field(default_factory=SamplingChanges)
     """What changes the preset of the grids."""
     grid: GridConfig = field(default_factory=GridConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     trainer: dict[str, Any] = field(default_factory=_trainer_defaults)
     """The Lightning Trainer's own arguments: devices, num_nodes, strategy, precision, max_epochs, max_steps ..."""

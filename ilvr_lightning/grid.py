@@ -1,7 +1,6 @@
 """ILVRGrid, the one maker of grids, in training and for sample.py."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ilvr_lightning.callbacks import EMA, step_done
+from ilvr_lightning.callbacks import sampling_weights, step_done
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import image_seed
@@ -82,19 +81,13 @@ class ILVRGrid(Callback):
             grid.draw()
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
         if not self.references or trainer.global_step == self._drawn_step:
             return
         self._drawn_step = trainer.global_step
-        training = pl_module.training
-        pl_module.eval()
-        try:
-            with ema.averaged(pl_module) if ema else _nothing():
-                tiles = self._sample(trainer, pl_module)
-        finally:
-            pl_module.train(training)
+        with sampling_weights(trainer, pl_module) as averaged:
+            tiles = self._sample(trainer, pl_module)
         if trainer.is_global_zero:
-            self._write(trainer, tiles, "EMA" if ema else "raw weights")
+            self._write(trainer, tiles, "EMA" if averaged else "raw weights")
 
     def _jobs(self) -> list[tuple[int, int | None, int]]:
         """(reference, factor or None for unconditional, sample), in the order of the grid."""
@@ -206,8 +199,3 @@ def low_pass_pixels(references: Sequence[Reference], factor: int, plan: Sampling
     y = torch.stack([r.tensor for r in references])
     low_pass = LowPassFilter((y.shape[-2], y.shape[-1]), factor, plan.kernel, plan.orthogonal)
     return [r.shown(low) for r, low in zip(references, from_tensor(low_pass(y)), strict=True)]
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

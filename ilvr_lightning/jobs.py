@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader
 
-from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.grid import low_pass_pixels, reference_columns
 from ilvr_lightning.images import BrokenImageError, Column, Pixels, draw_grid, read_image, to_pixels
@@ -36,6 +36,8 @@ class Setting:
     """The paper's a."""
     condition_to: int
     """The paper's b."""
+    high_band_gain: float = 1.0
+    """What goes with this factor."""
 
     @property
     def range(self) -> tuple[int, int]:
@@ -43,16 +45,22 @@ class Setting:
         return self.condition_from, self.condition_to
 
 
-def settings_of(plan: SamplingPlan, factors: Sequence[int], ranges: Sequence[tuple[int, int]] = ()) -> list[Setting]:
-    """Every factor with every range; a resolved plan's own range where none is given.
+def settings_of(
+    plan: SamplingPlan,
+    factors: Sequence[int],
+    ranges: Sequence[tuple[int, int]] = (),
+    gains: Mapping[int, float] | None = None,
+) -> list[Setting]:
+    """Every factor with every range; a resolved plan's own range, and gain, where none is given.
 
     Raises:
         ValueError: a range is reversed, or holds what is no timestep.
     """
     highs, lows = plan.condition_from, plan.condition_to
     assert isinstance(highs, int) and isinstance(lows, int)
+    (gain,) = as_tuple(plan.high_band_gain)
     settings = [
-        Setting(factor=factor, condition_from=a, condition_to=b)
+        Setting(factor=factor, condition_from=a, condition_to=b, high_band_gain=(gains or {}).get(factor, gain))
         for factor in factors
         for a, b in ranges or [(highs, lows)]
     ]

@@ -93,12 +93,26 @@ def fitting_settings(
     shape = fitting_shape(loaded, args.image_size, factors if args.ref else [], plan)
     try:
         plan = plan.resolved(T)
-        settings = settings_of(plan, factors, ranges)
+        settings = settings_of(plan, factors, ranges, calibrated_gains(loaded, args, plan))
         for setting in settings:
             replace(plan, **asdict(setting)).resolved(T)
     except ValueError as error:
         raise UserError(in_flags(str(error))) from None
     return shape, plan, settings
+
+
+def calibrated_gains(loaded: LoadedDenoiser, args: argparse.Namespace, plan: SamplingPlan) -> dict[int, float]:
+    """The checkpoint's high_band_gain by factor, if it was set for this very sampler and no other is asked for."""
+    preset = SamplingPlan.preset(args.preset)
+    same = all(getattr(plan, name) == getattr(preset, name) for name in CALIBRATED_FOR)
+    return loaded.description.high_band_gain.get(args.preset, {}) if same and args.high_band_gain is None else {}
+
+
+CALIBRATED_FOR = (
+    "sampler", "num_steps", "spacing", "timesteps", "eta", "variance", "kernel", "orthogonal", "reference_noise",
+    "eps_extrapolation", "start_from",
+)  # fmt: skip
+"""The fields of a plan that a high_band_gain depends on, beside the factor."""
 
 
 def find_references(

@@ -19,6 +19,7 @@ diffusion: {{schedule: cosine, num_timesteps: 25}}
 optim: {{lr: 1.0e-3, warmup_steps: 2}}
 sampling: {{num_steps: 4}}
 grid: {{factors: [2, 4], samples: 1, every_n_epochs: 0}}
+calibration: {{images: 0}}
 trainer:
   max_epochs: 1
   default_root_dir: {root}

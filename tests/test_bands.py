@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
-from ilvr_lightning.evaluation.bands import band_figures, frechet_distance
+from ilvr_lightning.evaluation.bands import band_figures, frechet_distance, octave_ratios
 
 LOW_PASS = LowPassFilter((16, 16), 4, orthogonal=True)
 
@@ -55,3 +55,18 @@ def test_frechet_distance_of_normals_by_hand() -> None:
     assert frechet_distance(1 + a, b) == pytest.approx(5)
     both = torch.cat([a, a.roll(1, 0).sort(0).values], dim=1)
     assert frechet_distance(1 + both, 3 + 2 * both) == pytest.approx(10)
+
+
+def test_octaves_by_hand() -> None:
+    """A wave of 3/8 cycle a pixel is in the finest octave, one of 3/32 two below; means are in none."""
+    n = torch.arange(32, dtype=torch.float64) + 0.5
+    fine, coarse = (torch.cos(2 * math.pi * f * n).expand(1, 1, 32, 32) for f in (3 / 8, 3 / 32))
+    white = torch.randn((4, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert octave_ratios(white, 2 * white + 3) == pytest.approx([0.25] * 4)
+    base = octave_ratios(fine + coarse + white, white)
+    assert base[3] > 1.5
+    assert base[1] > 1.5
+    assert base[2] < 1.5
+    ratios = octave_ratios(fine + 3 * coarse + 5, fine + coarse)
+    assert ratios[1] == pytest.approx(9, rel=1e-3)
+    assert ratios[3] == pytest.approx(1, rel=1e-3)

@@ -48,6 +48,8 @@ class ILVR:
     anew, but y_t in place of y_s."""
     eps_extrapolation: float = 0.0
     """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
+    high_band_gain: float | tuple[float, ...] = 1.0
+    """The predicted x_0's part above phi is multiplied by it in refined steps; one, or one an image."""
     condition_from: int | tuple[int, ...] | None = None
     """a: the highest timestep that is refined; None means T. One, or one an image."""
     condition_to: int | tuple[int, ...] = 0
@@ -72,10 +74,11 @@ class ILVR:
         Raises:
             ValueError: timesteps or x_T are needed, and not given.
         """
-        if not timesteps and (self.reference_noise in ("matched", "fixed") or self.respaced_range_t is not None):
+        refines_x0 = self.reference_noise in ("matched", "fixed") or self.high_band_gain != 1
+        if not timesteps and (refines_x0 or self.respaced_range_t is not None):
             raise ValueError(
-                "sampling.reference_noise=matched or fixed, and sampling.respaced_range_t, need the run's timesteps: "
-                "give them to ILVR.start"
+                "sampling.reference_noise=matched or fixed, sampling.high_band_gain and sampling.respaced_range_t need "
+                "the run's timesteps: give them to ILVR.start"
             )
         if self.reference_noise == "fixed" and x_T is None:
             raise ValueError("sampling.reference_noise=fixed needs x_T: give it to ILVR.start")
@@ -107,7 +110,8 @@ class ILVRRun:
     def refine_prediction(self, prediction: Prediction, t: int) -> Prediction:
         """Give x_0 the reference's low frequencies before a step from t, eps unchanged (matched and fixed noise)."""
         self._from = t
-        if self.settings.reference_noise in ("fresh", "fresh_released"):
+        fresh = self.settings.reference_noise in ("fresh", "fresh_released")
+        if fresh and self.settings.high_band_gain == 1:
             return prediction
         s = max((u for u in self.timesteps if u < t), default=0)
         inside = self._inside(s)
@@ -116,8 +120,12 @@ class ILVRRun:
             return prediction
         self._eps = self._extrapolated(prediction.eps, t, s)
         self._before = (t, prediction.eps)
-        x0 = prediction.x0
-        refined = x0 + self._low_band(self.settings.reference - x0, s)
+        x0 = refined = prediction.x0
+        if self.settings.high_band_gain != 1:
+            gain = x0.new_tensor(self.settings.high_band_gain).reshape(-1, 1, 1, 1)
+            refined = x0 + (gain - 1) * (x0 - self.settings.low_pass(x0))
+        if not fresh:
+            refined = refined + self._low_band(self.settings.reference - x0, s)
         return replace(prediction, x0=_where(inside, refined, x0))
 
     def refine_sample(self, x: Tensor, t: int) -> Tensor:

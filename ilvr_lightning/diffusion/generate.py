@@ -122,7 +122,7 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tenso
             f"the reference must have the shape {tuple(x_T.shape)}, or 1 in place of {len(x_T)}: "
             f"got {tuple(reference.shape)}"
         )
-    for name in ("factor", "condition_from", "condition_to"):
+    for name in ("factor", "condition_from", "condition_to", "high_band_gain"):
         count = len(as_tuple(getattr(plan, name)))
         if count not in (1, len(x_T)):
             raise ValueError(f"sampling.{name} must be one, or one an image: got {count} for {len(x_T)} images")
@@ -132,6 +132,7 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tenso
         low_pass=LowPassFilter((height, width), plan.factor, plan.kernel, plan.orthogonal),
         reference_noise=plan.reference_noise,
         eps_extrapolation=plan.eps_extrapolation,
+        high_band_gain=plan.high_band_gain,
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,
         respaced_range_t=plan.respaced_range_t,

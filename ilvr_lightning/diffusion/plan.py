@@ -4,13 +4,15 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 Spacing = Literal["uniform", "quadratic", "logsnr"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
 Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
 Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
+
+Number = TypeVar("Number", int, float)
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": get_args(SamplerName),
@@ -54,6 +56,9 @@ class SamplingPlan:
     draws anew, at the level that the step comes from, as the paper's released code does."""
     eps_extrapolation: float = 0.0
     """Of matched noise: how far it is extrapolated from the last two eps, 0 (not at all) to 1."""
+    high_band_gain: float | tuple[float, ...] = 1.0
+    """The predicted x_0's frequencies above the filter's are multiplied by it: a little over 1 against blur, under 1
+    against grain."""
     condition_from: int | tuple[int, ...] | None = None
     """The paper's a: a step is conditioned when the timestep that it goes to is in [condition_to, condition_from];
     none means T."""
@@ -91,7 +96,10 @@ class SamplingPlan:
                 "sampling.exact_low_band holds the reference to the end: sampling.condition_to must be 0, "
                 f"got {self.condition_to}"
             )
-        for name in ("factor", "condition_to", "condition_from"):
+        for gain in as_tuple(self.high_band_gain):
+            if not 0.5 <= gain <= 2:
+                raise ValueError(f"sampling.high_band_gain must be between 0.5 and 2: got {gain}")
+        for name in ("factor", "condition_to", "condition_from", "high_band_gain"):
             if getattr(self, name) == ():
                 raise ValueError(f"sampling.{name} is an empty list; give one number, or one an image")
         for factor in as_tuple(self.factor):
@@ -198,6 +206,6 @@ DEFAULT_PRESET = "fast"
 """Of sample.py and of the grids."""
 
 
-def as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+def as_tuple(value: Number | tuple[Number, ...]) -> tuple[Number, ...]:
     """A setting that may be one or one an image, as a tuple."""
-    return (value,) if isinstance(value, int) else tuple(value)
+    return value if isinstance(value, tuple) else (value,)

@@ -1,11 +1,12 @@
 """Samples by frequency band: below phi_N they are to be the reference's, above it as real images have it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ilvr_lightning.diffusion.low_pass import LowPassFilter
+from ilvr_lightning.diffusion.low_pass import LowPassFilter, dct_basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,35 @@ def band_figures(x: Tensor, y: Tensor, factor: int, components: int = 128) -> Ba
         low=float(low.square().mean().sqrt()),
         high=_component_distance(x_high.flatten(1), y_high.flatten(1), components),
     )
+
+
+def high_band_energy(x: Tensor, y: Tensor, factor: int) -> float:
+    """Energy of x (B, C, H, W) above the orthogonal bicubic filter's frequencies, over that of y."""
+    low_pass = LowPassFilter((x.shape[2], x.shape[3]), factor, orthogonal=True)
+    x, y = x.double(), y.double()
+    return float((x - low_pass(x)).square().mean() / (y - low_pass(y)).square().mean())
+
+
+def octave_ratios(x: Tensor, y: Tensor) -> list[float]:
+    """Power of x over that of y (both (B, C, H, W)) by octaves of the radial frequency, the finest last.
+
+    The finest is 1/4 cycle a pixel and above, the one before it 1/8 to 1/4, and so on; the first holds all that is
+    below. Borders are mirrored (DCT-II), so that they make no frequencies of their own.
+    """
+    vertical, horizontal = (torch.arange(side)[:, None] / (2 * side) for side in x.shape[-2:])
+    frequency = (vertical**2 + horizontal.mT**2).sqrt()
+    octaves = int(math.log2(min(x.shape[-2:]))) - 1
+    octave = torch.floor(torch.log2(frequency.clamp(min=1e-9) * 8)).clamp(2 - octaves, 1)
+    ours, theirs = _power(x), _power(y)
+    return [float(ours[octave == k].sum() / theirs[octave == k].sum()) for k in range(2 - octaves, 2)]
+
+
+def _power(x: Tensor) -> Tensor:
+    """(H, W) mean power of x (B, C, H, W) by frequency in the DCT, without the mean of each picture."""
+    x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)
+    rows, columns = (dct_basis(side) for side in x.shape[-2:])
+    power: Tensor = (rows @ x @ columns.mT).square().mean((0, 1))
+    return power
 
 
 def _component_distance(x: Tensor, y: Tensor, components: int) -> float:

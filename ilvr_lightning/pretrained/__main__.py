@@ -3,10 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ilvr_lightning.arguments import Parser, add_override
 from ilvr_lightning.cli import command
+from ilvr_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from ilvr_lightning.pretrained.load import LoadedDenoiser
 
 
 @command
@@ -29,6 +35,9 @@ def make_parser() -> Parser:
         add_override(each)
     out.add_argument("--to", choices=("safetensors", "adm", "diffusers"), required=True)
     out.add_argument("out", type=Path, metavar="OUT")
+    out.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGES",
+                     help="held-out images of what it was trained on, as sample.py --ref takes them (64 are plenty): "
+                     "set the presets' high_band_gain on them; safetensors alone holds it")  # fmt: skip
     out.add_argument("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     return parser
 
@@ -57,11 +66,28 @@ def export(args: argparse.Namespace) -> int:
     from ilvr_lightning.pretrained.load import load_denoiser
 
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
+    if args.calibrate:
+        _calibrate(loaded, args)
     for path in write(loaded, args.to, args.out):
         print(f"wrote        {path}")
     if (note := note_on_reading(loaded, args.to)) is not None:
         print(f"note         {note}")
     return 0
+
+
+def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
+    import torch
+
+    from ilvr_lightning.calibration import calibrate_presets
+    from ilvr_lightning.session import find_references
+
+    if args.to != "safetensors":
+        raise UserError(f"--calibrate is for --to safetensors; {args.to} has no place for it")
+    images = torch.stack([r.tensor for r in find_references(args.calibrate, loaded.image_shape, "crop")])
+    print(f"calibrating  on {len(images)} images ...", flush=True)
+    gains = calibrate_presets(loaded, loaded.schedule, images)
+    loaded.description = replace(loaded.description, high_band_gain=gains)
+    print("\n".join(line for line in loaded.description.lines() if "high_band_gain" in line))
 
 
 if __name__ == "__main__":

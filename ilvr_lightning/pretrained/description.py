@@ -30,6 +30,8 @@ class Description:
     """The whole configuration of the run that trained it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What is known of its training: step, val_loss."""
+    high_band_gain: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By preset and factor, what brings the high band's energy to that of real images."""
 
     @property
     def assumed_names(self) -> set[str]:
@@ -51,6 +53,8 @@ class Description:
         lines = [f"{self.kind}, {self.image_shape[0]}x{height}x{width}", f"model        {' '.join(model)}"]
         clips = "clips x_0" if self.clip else "does not clip x_0"
         lines += [f"diffusion    {schedule}, T={d.T}, predicts {d.prediction}, {clips}"]
+        for preset, gains in self.high_band_gain.items():
+            lines += [f"{preset:12} high_band_gain {', '.join(f'{g:g} at N={n}' for n, g in gains.items())}"]
         if self.assumed:
             lines += [f"assumed      {'; '.join(self.assumed)}"]
         return lines

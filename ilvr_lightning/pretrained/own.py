@@ -29,10 +29,13 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
     """What a Lightning checkpoint says of itself."""
     plain = content["hyper_parameters"]["config"]
     config = config_from_plain(plain)
+    gains: Any = {}
     facts: dict[str, Any] = {"step": content.get("global_step"), "epoch": content.get("epoch")}
     for state in content.get("callbacks", {}).values():
         if isinstance(state, dict) and isinstance(state.get("best"), float):
             facts["best val/loss"] = round(state["best"], 6)
+        if isinstance(state, dict) and state.get("calibrated_at") == content.get("global_step"):
+            gains = state.get("high_band_gain")
     return Description(
         kind="ilvr_lightning checkpoint",
         model=config.model,
@@ -40,6 +43,7 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
         diffusion=config.diffusion,
         config=json.loads(json.dumps(plain)),
         facts={name: value for name, value in facts.items() if value is not None},
+        high_band_gain=_gains(gains),
     )
 
 
@@ -84,9 +88,22 @@ def describe_metadata(text: str) -> Description:
             assumed=tuple(map(str, values["assumed"])),
             config=whole,
             facts=facts,
+            high_band_gain=_gains(values.get("high_band_gain", {})),
         )
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"its description is not of this version ({first_line(error)})") from None
+
+
+def _gains(values: Any) -> dict[str, dict[int, float]]:
+    """{preset: {factor: gain}} from a file, where JSON makes words of numbers.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    gains = {str(preset): {int(n): float(g) for n, g in of.items()} for preset, of in dict(values or {}).items()}
+    if not all(n >= 1 and 0.5 <= g <= 2 for of in gains.values() for n, g in of.items()):
+        raise ValueError(f"high_band_gain {values!s:.80}")
+    return gains
 
 
 def names(ours: Iterable[str]) -> dict[str, tuple[str, ...]]:
