@@ -1,6 +1,6 @@
 """Samplers on a trained network: blur, grain, fidelity and diversity at equal evaluations.
 
-    python -m benchmarks.trained --ckpt CKPT --ref 'data/toon:test' [--factor 4 8] [--seeds 3] [--only TEXT ...]
+    python -m benchmarks.trained --ckpt CKPT --ref 'data/toon:test' [--factor 4 8] [--seeds 3] [--only GLOB ...]
         [--real 'data/toon:train[0:1000]'] [--features FEATURES.pt]
 
 References are held-out images of the training domain, one sample each, so that samples and references should have one
@@ -22,6 +22,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--factor", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows to make")
     parser.add_argument("--real", nargs="+", default=[], help="other real images, for the floor")
     parser.add_argument("--features", type=Path, help="what benchmarks.features saved")
     args = parser.parse_args()
@@ -148,7 +149,7 @@ def main() -> None:
             real = torch.stack([r.tensor for r in find_references(args.real, loaded.image_shape, "crop")])
             print(line("other real images", [Row.of(real[: len(y)], y, factor, features)]))
         for name, plan in rows(loaded, factor).items():
-            if not any(text in name for text in args.only):
+            if not any(fnmatch(name, pattern) for pattern in args.only):
                 continue
             start, made = time.perf_counter(), []
             for seed in range(args.seeds):

@@ -5,19 +5,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ilvr_lightning.diffusion.conditioning import ILVR as ILVR
+    from ilvr_lightning.diffusion.denoiser import Denoiser as Denoiser
     from ilvr_lightning.diffusion.denoiser import Prediction as Prediction
     from ilvr_lightning.diffusion.generate import generate as generate
     from ilvr_lightning.diffusion.generate import generate_steps as generate_steps
     from ilvr_lightning.diffusion.low_pass import LowPassFilter as LowPassFilter
+    from ilvr_lightning.diffusion.noise import PerImageNoise as PerImageNoise
     from ilvr_lightning.diffusion.plan import SamplingPlan as SamplingPlan
     from ilvr_lightning.diffusion.schedule import NoiseSchedule as NoiseSchedule
     from ilvr_lightning.diffusion.schedule import respaced_timesteps as respaced_timesteps
     from ilvr_lightning.pretrained.load import load_denoiser as load_denoiser
 
 _HOME = {
+    "Denoiser": "diffusion.denoiser",
     "ILVR": "diffusion.conditioning",
     "LowPassFilter": "diffusion.low_pass",
     "NoiseSchedule": "diffusion.schedule",
+    "PerImageNoise": "diffusion.noise",
     "Prediction": "diffusion.denoiser",
     "SamplingPlan": "diffusion.plan",
     "generate": "diffusion.generate",

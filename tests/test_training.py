@@ -234,6 +234,7 @@ def test_loss_that_is_not_finite_ends_the_run(
     calls = itertools.count()
 
     def losses(denoiser: Denoiser, *args: Any) -> Tensor:
+        assert isinstance(denoiser.network, torch.nn.Module)
         bad = denoiser.network.training and next(calls) == 5
         return training_losses(denoiser, *args) * (float("nan") if bad else 1)
 

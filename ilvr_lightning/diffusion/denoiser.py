@@ -1,9 +1,10 @@
 """From a network's raw output to a Prediction; the one place that knows that the network's index is t - 1."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 
@@ -34,12 +35,18 @@ class Denoiser:
     """A network read as eps, v or x0.
 
     Args:
-        network: (B, C, H, W), 0-based int64 (B,) -> (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
+        network: module or function (B, C, H, W), 0-based int64 (B,) -> (B, C, H, W), or (B, 2C, H, W) where the
+            variance is learned.
         schedule: the one that the network was trained with.
         prediction_type: eps (Ho et al. 2020), v (Salimans and Ho 2022) or x0.
     """
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule, prediction_type: PredictionType = "eps") -> None:
+    def __init__(
+        self,
+        network: Callable[[Tensor, Tensor], Tensor],
+        schedule: NoiseSchedule,
+        prediction_type: PredictionType = "eps",
+    ) -> None:
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type

@@ -1,0 +1,53 @@
+"""The examples of docs/guide.md, run as they stand there."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+GUIDE = Path("docs/guide.md").read_text()
+
+
+def examples() -> dict[str, str]:
+    """Code under each heading of the library's part."""
+    library = GUIDE.split("## As a library", 1)[1]
+    found = {}
+    for part in library.split("\n### ")[1:]:
+        title, _, body = part.partition("\n")
+        code = re.search(r"((?:    .*\n|\n)+)", body[body.index("\n    ") + 1 :])
+        assert code is not None, title
+        found[title] = textwrap.dedent(code[1]).strip()
+    return found
+
+
+def test_there_are_three_of_ten_lines_or_so() -> None:
+    assert len(examples()) == 3
+    for title, code in examples().items():
+        statements = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        assert len(statements) <= 12, title
+
+
+@pytest.mark.parametrize("title", examples())
+def test_example(title: str) -> None:
+    y = 2 * torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0)) - 1
+    scope: dict[str, Any] = {"y": y}
+    if "diffusers" in title:
+        from diffusers import UNet2DModel
+
+        torch.manual_seed(0)
+        scope["unet"] = UNet2DModel(
+            sample_size=32, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        ).eval()  # fmt: skip
+    exec(compile(examples()[title], title, "exec"), scope)
+    x = scope["x"]
+    assert x.shape[1:] == y.shape[1:]
+    assert bool(torch.isfinite(x).all())
+    from ilvr_lightning import LowPassFilter
+
+    phi = LowPassFilter((32, 32), scope.get("N", 8), orthogonal=True)
+    torch.testing.assert_close(phi(x), phi(y).expand_as(x), rtol=0, atol=1e-4)
+    assert float((x - y).std()) > 0.05
