@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.filters import nesting_error
 from ilvr_lightning.diffusion.low_pass import (
     KERNELS,
     LowPassFilter,
@@ -72,6 +73,23 @@ def test_ideal_keeps_the_lowest_frequencies_alone() -> None:
 def test_ideal_filters_nest(n: int, m: int) -> None:
     finer, coarser = low_pass_matrix(48, n, "ideal"), low_pass_matrix(48, m, "ideal")
     torch.testing.assert_close(finer @ coarser, coarser, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "orthogonal", "largest", "smallest"),
+    [
+        ("cubic", True, 0.079, 0.017),  # ilvr.md's figures
+        ("cubic", False, 0.069, 0.027),
+        ("linear", True, 0.201, 0.090),
+        ("lanczos3", True, 0.011, 0.003),
+        ("box", False, 0.0, 0.0),
+        ("ideal", False, 0.0, 0.0),
+    ],
+)
+def test_how_nearly_filters_nest(kernel: str, orthogonal: bool, largest: float, smallest: float) -> None:
+    figures = [nesting_error(64, n, m, kernel, orthogonal) for n, m in ((2, 4), (4, 8), (8, 16), (16, 32))]
+    assert max(figures) == pytest.approx(largest, abs=6e-4)
+    assert min(figures) == pytest.approx(smallest, abs=6e-4)
 
 
 def test_box_is_the_mean_of_blocks() -> None:

@@ -159,6 +159,18 @@ def test_clipping_alone_breaks_the_low_band() -> None:
     assert float((made - y).std()) > 0.1
 
 
+def test_low_band_is_kept_by_moving_no_more_than_it_takes() -> None:
+    """On a black and white reference the detail stays: a sample in the set already is near its projection."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.where(torch.randn((1, 1, 32, 32), generator=generator) > 0, 1.0, -1.0)
+    y = torch.kron(y[..., :8, :8], torch.ones(4, 4))
+    x = y + 0.6 * torch.randn((1, 1, 32, 32), generator=generator)
+    made = with_low_band(x, y, 4)
+    kept = made - LowPassFilter((32, 32), 4, orthogonal=True)(made - y)
+    assert float((made - y).std()) > 0.05  # and not the reference itself
+    assert float((kept.clamp(-1, 1) - made).abs().max()) < 0.1
+
+
 @pytest.mark.parametrize("preset", ["fast", "draft", "ilvr_adm"])
 def test_exact_low_band_of_a_run(preset: str) -> None:
     from ilvr_lightning.diffusion.plan import SamplingPlan
