@@ -9,6 +9,7 @@ from pathlib import Path
 from ilvr_lightning.arguments import parse
 from ilvr_lightning.cli import announce, command
 from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.errors import UserError
 
 
 @command
@@ -39,6 +40,8 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
         plan = replace(plan, clip=loaded.clip)
     shape, plan, settings = fitting_settings(loaded, args, plan)
     references = find_references(args.ref, shape, args.fit, args.mask)
+    if plan.start_from is not None and any(reference.mask is not None for reference in references):
+        raise UserError("--start-from begins from the whole reference; one of these has a mask of its own")
     make_writable(folder, "--out")
     write_references(references, folder)
     jobs = SampleJobs(

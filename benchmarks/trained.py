@@ -41,7 +41,6 @@ from ilvr_lightning.session import find_references
 def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:
     """What is compared at one N, by name."""
     solver = functools.partial(exact_solver, clip=True)
-    gains = loaded.description.high_band_gain
     table: dict[str, SamplingPlan] = {}
     for n in (10, 20, 50, 100, 1000):
         table[f"DDPM as released, {n}"] = SamplingPlan.preset("ilvr_adm", num_steps=n)
@@ -62,8 +61,7 @@ def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:
         table[f"2M, eta 1, quadratic, {n}"] = solver(n, eta=1.0, spacing="quadratic")
         table[f"DDIM, matched, eta 1, {n}"] = solver(n, sampler="ddim", eta=1.0)
     for preset in ("draft", "fast"):
-        gain = gains.get(preset, {}).get(factor, 1.0)
-        table[f"{preset}, gain {gain:g}"] = SamplingPlan.preset(preset, high_band_gain=gain)
+        table[preset] = loaded.preset(preset, factor)
     return {name: replace(plan, factor=factor) for name, plan in table.items()}
 
 
@@ -151,11 +149,12 @@ def main() -> None:
         for name, plan in rows(loaded, factor).items():
             if not any(fnmatch(name, pattern) for pattern in args.only):
                 continue
-            start, made = time.perf_counter(), []
+            seconds, made = 0.0, []
             for seed in range(args.seeds):
+                start = time.perf_counter()
                 x = sample(loaded, plan, y, hashes, seed, args.batch_size)
+                seconds += (time.perf_counter() - start) / args.seeds / len(y)
                 made.append(Row.of(x, y, factor, features))
-            seconds = (time.perf_counter() - start) / args.seeds / len(y)
             spread = diversity(loaded, plan, y[:10], hashes[:10], args.seeds, args.batch_size)
             print(line(name, made, spread, seconds), flush=True)
 

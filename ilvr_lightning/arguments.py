@@ -45,9 +45,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:
         raise UserError("--out or --ref is empty; give a folder to write to, and pictures")
     if len(set(args.factor)) < len(args.factor):
         raise UserError(f"--factor must list factors, each once: got {' '.join(map(str, args.factor))}")
-    for flag in ("range", "factor", "sweep", "mask"):
+    for flag in ("range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains"):
         if args.unconditional and getattr(args, flag):
-            raise UserError(f"--{flag} is for --ref; --unconditional follows no reference")
+            raise UserError(f"--{flag.replace('_', '-')} is for --ref; --unconditional follows no reference")
+    if args.start_from is not None and args.mask:
+        raise UserError("--start-from begins from the whole reference; leave it or --mask out")
     if args.range is not None and len(set(args.range)) < len(args.range):
         raise UserError("--range must list ranges, each once")
     if args.reproduce is not None and args != make_parser().parse_args(_without_plan(args)):
@@ -155,8 +157,8 @@ def _kind(hint: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if hint in (int, float, int | None):
         return {"type": float if hint is float else int, "metavar": "X" if hint is float else "N"}
-    if hint == float | tuple[float, ...]:
-        return {"type": float, "metavar": "X"}
+    if hint == tuple[float, ...]:
+        return {"type": float, "nargs": "+", "metavar": "X", "action": _Tuple}
     return {"type": int, "nargs": "+", "metavar": "T", "action": _Tuple}
 
 

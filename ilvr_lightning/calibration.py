@@ -1,6 +1,6 @@
-"""The gain at which ILVR samples have the high band's energy of real images, set on held-out ones."""
+"""The gains at which ILVR samples have the energy of real images above the filter's frequencies."""
 
-import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -10,13 +10,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ilvr_lightning.callbacks import sampling_weights
+from ilvr_lightning.callbacks import images_at_once, sampling_weights
 from ilvr_lightning.diffusion.denoiser import Denoise
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
-from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.evaluation.bands import high_band_energy
+from ilvr_lightning.evaluation.bands import octave_energies
+from ilvr_lightning.pretrained.description import Gains
 
 if TYPE_CHECKING:
     from ilvr_lightning.module import DDPM
@@ -26,68 +27,74 @@ PROBE = 0.01
 """How far a gain is moved to see what it does."""
 FARTHEST = 0.05
 """A gain is kept within so much of 1."""
-BATCH = 64
+LEAST_SLOPE = 5.0
+"""A step is no longer than this slope would make it; at 20 evaluations it is about 2 * 8."""
 
 
 def calibrate(
-    denoise: Denoise, schedule: NoiseSchedule, plan: SamplingPlan, images: Tensor, seeds: Sequence[int]
-) -> tuple[float, float]:
-    """The high_band_gain at which samples have the high band's energy of their references, and the energy without it.
+    denoise: Denoise, schedule: NoiseSchedule, plan: SamplingPlan, images: Tensor, seeds: Sequence[int], batch: int = 64
+) -> Gains:
+    """The octave_gains at which samples have, octave by octave, the energy of their references.
 
-    A secant step in the logarithm of the energy, which grows by a constant factor for each hundredth of gain.
+    Two secant steps in the logarithm of the energies, which grow by a constant factor for each hundredth of gain.
 
     Args:
         denoise: the network as a callable.
         schedule: its own.
-        plan: with one factor; its own gain is not looked at.
+        plan: with one factor, a power of two; its own octave_gains are not looked at.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain, one sample each.
         seeds: one an image.
+        batch: pictures sampled at once.
     """
+    (factor,) = as_tuple(plan.factor)
 
-    def energy(gain: float) -> float:
+    def excess(gains: Tensor) -> Tensor:
         made = [
             generate(
-                denoise, schedule, replace(plan, high_band_gain=gain), seeds=seeds[i : i + BATCH],
-                shape=(images.shape[1], images.shape[2], images.shape[3]), reference=images[i : i + BATCH],
+                denoise, schedule, replace(plan, octave_gains=tuple(gains.tolist())), seeds=seeds[i : i + batch],
+                shape=(images.shape[1], images.shape[2], images.shape[3]), reference=images[i : i + batch],
                 device=images.device,
             )
-            for i in range(0, len(images), BATCH)
+            for i in range(0, len(images), batch)
         ]  # fmt: skip
-        assert isinstance(plan.factor, int)
-        return high_band_energy(torch.cat(made).clamp(-1, 1), images, plan.factor)
+        energies = octave_energies(torch.cat(made).clamp(-1, 1), images, factor)
+        return torch.tensor(energies, dtype=torch.float64).clamp(1e-6, 1e6).log().nan_to_num(0.0)
 
-    before = energy(1.0)
-    probe = 1 + (PROBE if before < 1 else -PROBE)
-    slope = math.log(energy(probe) / before) / (probe - 1) if before > 0 else 0.0
-    if not slope > 0:
-        return 1.0, before
-    return 1 + min(FARTHEST, max(-FARTHEST, -math.log(before) / slope)), before
+    gains = torch.ones(factor.bit_length() - 1, dtype=torch.float64)
+    before = excess(gains)
+    probe = torch.where(before < 0, PROBE, -PROBE)
+    slope = ((excess(gains + probe) - before) / probe).clamp(min=LEAST_SLOPE)
+    gains = (gains - before / slope).clamp(1 - FARTHEST, 1 + FARTHEST)
+    gains = (gains - excess(gains) / slope).clamp(1 - FARTHEST, 1 + FARTHEST)
+    return tuple(round(gain, 4) for gain in gains.tolist())
 
 
 def calibrate_presets(
-    denoise: Denoise, schedule: NoiseSchedule, images: Tensor, seed: int = 0
-) -> dict[str, dict[int, float]]:
-    """{preset: {factor: high_band_gain}} for PRESETS and the powers of two as factors.
+    denoise: Denoise, schedule: NoiseSchedule, images: Tensor, *, seed: int = 0, clip: bool = True, batch: int = 64
+) -> dict[str, dict[int, Gains]]:
+    """{preset: {factor: octave_gains}} for PRESETS and the powers of two as factors.
 
     Args:
         denoise: the network as a callable.
         schedule: its own.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain.
         seed: of the noise.
+        clip: of the plans.
+        batch: pictures sampled at once.
     """
     seeds = [derive_seed(seed, "calibration", i) for i in range(len(images))]
     height, width = images.shape[2:]
     factors = [n for n in (2, 4, 8, 16, 32, 64) if height % n == width % n == 0 and 2 * n <= min(height, width)]
-    plans = {preset: SamplingPlan.preset(preset) for preset in PRESETS}
+    plans = {preset: SamplingPlan.preset(preset, clip=clip) for preset in PRESETS}
     return {
-        preset: {n: round(calibrate(denoise, schedule, replace(plan, factor=n), images, seeds)[0], 4) for n in factors}
+        preset: {n: calibrate(denoise, schedule, replace(plan, factor=n), images, seeds, batch) for n in factors}
         for preset, plan in plans.items()
         if plan.num_steps <= schedule.num_timesteps
     }
 
 
 class Calibration(Callback):
-    """Sets high_band_gain for the presets in the last epoch, on held-out images, with the average of the weights.
+    """Sets octave_gains for the presets in the last epoch, on held-out images, with the average of the weights.
 
     Every rank computes the same; the checkpoint keeps it.
 
@@ -99,14 +106,14 @@ class Calibration(Callback):
     def __init__(self, images: int, seed: int) -> None:
         self.images = images
         self.seed = seed
-        self.gains: dict[str, dict[int, float]] = {}
+        self.gains: dict[str, dict[int, Gains]] = {}
         self.calibrated_at = -1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"high_band_gain": self.gains, "calibrated_at": self.calibrated_at}
+        return {"octave_gains": self.gains, "calibrated_at": self.calibrated_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.gains, self.calibrated_at = state_dict["high_band_gain"], state_dict["calibrated_at"]
+        self.gains, self.calibrated_at = state_dict["octave_gains"], state_dict["calibrated_at"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.images and (
@@ -118,6 +125,18 @@ class Calibration(Callback):
         held_out = trainer.datamodule.validation  # type: ignore[attr-defined]
         images = torch.stack([held_out[i][0] for i in range(min(self.images, len(held_out)))])
         module = cast("DDPM", pl_module)
-        with sampling_weights(trainer, pl_module):
-            self.gains = calibrate_presets(module.denoiser, module.schedule, images.to(module.device), self.seed)
-        self.calibrated_at = trainer.global_step
+        at_once = images_at_once(trainer, module.config.data.batch_size, 64)
+        if trainer.is_global_zero:
+            print(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images", flush=True)
+        try:
+            with sampling_weights(trainer, pl_module):
+                self.gains = calibrate_presets(
+                    module.denoiser, module.schedule, images.to(module.device), seed=self.seed, batch=at_once
+                )
+            self.calibrated_at = trainer.global_step
+        except RuntimeError as error:  # out of memory, mostly: what was trained must still be saved
+            warnings.warn(
+                f"the presets were not calibrated ({str(error).partition(chr(10))[0]:.200}); "
+                "python -m ilvr_lightning.pretrained export --calibrate does it later",
+                stacklevel=2,
+            )

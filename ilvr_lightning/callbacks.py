@@ -86,6 +86,11 @@ def sampling_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iter
         pl_module.train(training)
 
 
+def images_at_once(trainer: pl.Trainer, batch_size: int, most: int) -> int:
+    """How many pictures a rank samples at once: without gradients several times its share of a training batch fits."""
+    return min(most, max(1, 4 * batch_size // trainer.world_size // trainer.accumulate_grad_batches))
+
+
 def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether this micro-batch is the last of its step."""
     last: bool = trainer.is_last_batch

@@ -218,7 +218,7 @@ class CalibrationConfig:
 
     images: int = 64
     """Held-out images that are references, so that samples have the energy of real images above the filter's
-    frequencies (high_band_gain of each preset and factor, kept in the checkpoint); 0 sets nothing."""
+    frequencies (octave_gains of each preset and factor, kept in the checkpoint); 0 sets nothing."""
 
     def __post_init__(self) -> None:
         _at_least_zero("calibration", self, "images")

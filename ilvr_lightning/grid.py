@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ilvr_lightning.callbacks import sampling_weights, step_done
+from ilvr_lightning.callbacks import images_at_once, sampling_weights, step_done
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import image_seed
@@ -103,8 +103,7 @@ class ILVRGrid(Callback):
         shape = tuple(self.references[0].tensor.shape)
         count = -(-len(jobs) // trainer.world_size)
         pixels = torch.zeros((count, *shape), dtype=torch.uint8, device=pl_module.device)
-        # Without gradients several times a rank's share of a training batch fits, and no more than that is known to.
-        at_once = min(32, max(1, 4 * self.batch_size // trainer.world_size // trainer.accumulate_grad_batches))
+        at_once = images_at_once(trainer, self.batch_size, 32)
         done = 0
         for conditioned in (True, False):
             group = [job for job in mine if (job[1] is not None) == conditioned]

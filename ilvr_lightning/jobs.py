@@ -14,7 +14,7 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader
 
-from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
+from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.grid import low_pass_pixels, reference_columns
 from ilvr_lightning.images import BrokenImageError, Column, Pixels, draw_grid, read_image, to_pixels
@@ -36,7 +36,7 @@ class Setting:
     """The paper's a."""
     condition_to: int
     """The paper's b."""
-    high_band_gain: float = 1.0
+    octave_gains: tuple[float, ...] = ()
     """What goes with this factor."""
 
     @property
@@ -49,7 +49,7 @@ def settings_of(
     plan: SamplingPlan,
     factors: Sequence[int],
     ranges: Sequence[tuple[int, int]] = (),
-    gains: Mapping[int, float] | None = None,
+    gains: Mapping[int, tuple[float, ...]] | None = None,
 ) -> list[Setting]:
     """Every factor with every range; a resolved plan's own range, and gain, where none is given.
 
@@ -58,9 +58,10 @@ def settings_of(
     """
     highs, lows = plan.condition_from, plan.condition_to
     assert isinstance(highs, int) and isinstance(lows, int)
-    (gain,) = as_tuple(plan.high_band_gain)
     settings = [
-        Setting(factor=factor, condition_from=a, condition_to=b, high_band_gain=(gains or {}).get(factor, gain))
+        Setting(
+            factor=factor, condition_from=a, condition_to=b, octave_gains=(gains or {}).get(factor, plan.octave_gains)
+        )
         for factor in factors
         for a, b in ranges or [(highs, lows)]
     ]

@@ -113,16 +113,30 @@ def _filled(image: Image.Image) -> Image.Image:
 _BOX = Image.Resampling.BOX
 
 
+def as_mask(image: Image.Image) -> Image.Image:
+    """A picture of any mode as a greyscale mask; its transparent parts are not followed."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return convert(image, 1)
+
+
 def with_mask(reference: Reference, name: str, mask: Image.Image, fit: Fit = "crop") -> Reference:
     """The reference, followed only where a picture is bright, and less where it is grey; its own mask still holds.
 
+    Args:
+        reference: fitted.
+        name: of the mask, for messages.
+        mask: greyscale.
+        fit: as the reference was fitted.
+
     Raises:
-        UserError: the mask has other proportions than the reference.
+        UserError: the mask has other proportions than the reference, or follows it nowhere.
     """
-    mask = convert(mask, 1)
     if reference.size is not None:
         height, width = reference.size
-        if abs(mask.height * width - mask.width * height) > max(height * mask.height, width * mask.width) * 0.02:
+        if abs(mask.height * width - mask.width * height) > max(mask.height * width, mask.width * height) * 0.02:
             raise UserError(
                 f"--mask: {name} is {mask.width}x{mask.height} px, its reference {reference.name} {width}x{height}; "
                 "give a mask of the same proportions"

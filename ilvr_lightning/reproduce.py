@@ -93,13 +93,15 @@ def _find_reference(
     if recipe.reference_sha256 is None:
         return None
     folder = source.parent / "references"
-    kept, kept_mask = (folder / f"{sha256}.png" for sha256 in (recipe.reference_sha256, recipe.mask_sha256))
+    kept = folder / f"{recipe.reference_sha256}.png"
     candidates: list[Reference] = []
     if kept.is_file():
         candidates += find_references([str(kept)], shape, "crop")
     if args.ref:
         candidates += find_references(args.ref, shape, args.fit, args.mask)
-    mask = to_pixels(read_image(kept_mask, 1)) if kept_mask.is_file() else None
+    mask = None
+    if recipe.mask_sha256 is not None and (kept_mask := folder / f"{recipe.mask_sha256}.png").is_file():
+        mask = to_pixels(read_image(kept_mask, 1))
     candidates = [r for r in candidates if r.sha256 == recipe.reference_sha256]
     for reference in [*candidates, *(replace(reference, mask=mask) for reference in candidates)]:
         if reference.mask_sha256 == recipe.mask_sha256:

@@ -15,18 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ilvr_lightning.diffusion.denoiser import Prediction
-from ilvr_lightning.diffusion.generate import generate_steps
+from ilvr_lightning.diffusion.generate import evaluated_timesteps, generate_steps
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.diffusion.samplers import SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import from_tensor, to_image
-from ilvr_lightning.jobs import Job, SampleJobs, write_whole
+from ilvr_lightning.jobs import Job, SampleJobs, trajectory_files, write_whole
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 from ilvr_lightning.recipe import read_recipe, recipe_info
 from ilvr_lightning.references import Reference, masks_of
-from ilvr_lightning.trajectory import Frame, draw_trajectory
+from ilvr_lightning.trajectory import IN_ANIMATION, Frame, draw_trajectory, spread
 
 LONG_RUN_SECONDS = 60
 
@@ -68,7 +68,7 @@ class ILVRSampler(pl.LightningModule):
         settings = [asdict(job.setting) for job in batch if job.setting is not None]
         an_image: dict[str, Any] = {name: tuple(s[name] for s in settings) for name in settings[0]} if settings else {}
         x, plan = torch.empty(0, *self.shape), self.plan
-        t = plan.timesteps[0] if plan.timesteps else plan.start_from or self.schedule.num_timesteps
+        t = evaluated_timesteps(self.schedule, plan)[0]
         if not batch:
             return x
         for state in generate_steps(
@@ -109,11 +109,12 @@ class SampleWriter(Callback):
         mine = len(self.jobs.todo[trainer.global_rank :: trainer.world_size])
         total = evaluations * -(-mine // self.jobs.batch_size)
         bar = tqdm(total=total, desc="sampling", unit="evaluation", disable=not trainer.is_global_zero or None)
+        kept = set(spread(range(evaluations), IN_ANIMATION))
         started, done, said = time.perf_counter(), 0, False
 
         def on_step(t: int, state: SamplerState) -> None:
             nonlocal done, started, said
-            if self.jobs.trajectory:
+            if self.jobs.trajectory and done % evaluations in kept:
                 self._frames.append(Frame(t, from_tensor(state.x0 if state.t else state.x)))
             bar.update()
             done += 1
@@ -139,6 +140,9 @@ class SampleWriter(Callback):
             write_whole(self.jobs.folder / job.file, save)
             if self.jobs.trajectory:
                 draw_trajectory(self._frames, place, job, self.jobs.folder / job.file)
+            else:
+                for old in trajectory_files(self.jobs.folder / job.file):
+                    old.unlink(missing_ok=True)  # of another picture of this name
             with open(self.jobs.folder / "manifest.jsonl", "a") as manifest:
                 manifest.write(json.dumps({"file": job.file, **asdict(recipe)}) + "\n")
         self._frames.clear()
@@ -189,8 +193,10 @@ def write_references(references: Sequence[Reference], folder: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for reference in references:
         for pixels, sha256 in ((reference.pixels, reference.sha256), (reference.mask, reference.mask_sha256)):
+            if pixels is None:
+                continue
             path = target / f"{sha256}.png"
-            if pixels is not None and not path.exists():
+            if not path.exists():
                 write_whole(path, functools.partial(to_image(pixels).save, format="PNG"))
 
 

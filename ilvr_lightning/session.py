@@ -21,10 +21,10 @@ from ilvr_lightning.config import DataConfig
 from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import Fit, decoded, read_image
+from ilvr_lightning.images import Fit, decoded
 from ilvr_lightning.jobs import Setting, settings_of
 from ilvr_lightning.pretrained.load import LoadedDenoiser
-from ilvr_lightning.references import Reference, find_images, fitted, read_references, with_mask
+from ilvr_lightning.references import Reference, as_mask, find_images, fitted, read_references, with_mask
 from ilvr_lightning.runs import newest_checkpoint
 from ilvr_lightning.sampling import check_names
 
@@ -93,26 +93,13 @@ def fitting_settings(
     shape = fitting_shape(loaded, args.image_size, factors if args.ref else [], plan)
     try:
         plan = plan.resolved(T)
-        settings = settings_of(plan, factors, ranges, calibrated_gains(loaded, args, plan))
+        gains = loaded.gains(args.preset, plan) if args.octave_gains is None else {}
+        settings = settings_of(plan, factors, ranges, gains)
         for setting in settings:
             replace(plan, **asdict(setting)).resolved(T)
     except ValueError as error:
         raise UserError(in_flags(str(error))) from None
     return shape, plan, settings
-
-
-def calibrated_gains(loaded: LoadedDenoiser, args: argparse.Namespace, plan: SamplingPlan) -> dict[int, float]:
-    """The checkpoint's high_band_gain by factor, if it was set for this very sampler and no other is asked for."""
-    preset = SamplingPlan.preset(args.preset)
-    same = all(getattr(plan, name) == getattr(preset, name) for name in CALIBRATED_FOR)
-    return loaded.description.high_band_gain.get(args.preset, {}) if same and args.high_band_gain is None else {}
-
-
-CALIBRATED_FOR = (
-    "sampler", "num_steps", "spacing", "timesteps", "eta", "variance", "kernel", "orthogonal", "reference_noise",
-    "eps_extrapolation", "start_from",
-)  # fmt: skip
-"""The fields of a plan that a high_band_gain depends on, beside the factor."""
 
 
 def find_references(
@@ -138,18 +125,18 @@ def find_references(
         else:
             references += read_references(find_images([pattern]), (size[0], size[1]), channels, fit)
     check_names(references)
-    references = list({reference.key: reference for reference in references}.values())
-    paths = find_images(masks, "--mask")
+    paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
     if len(paths) not in (0, 1, len(references)):
         raise UserError(
             f"--mask: got {len(paths)} masks for {len(references)} references; give one for all, or one for each"
         )
-    if not paths:
-        return references
-    return [
-        with_mask(reference, path.name, read_image(path, 1), fit)
-        for reference, path in zip(references, paths * (len(references) // len(paths)), strict=True)
-    ]
+    if paths:
+        read = [decoded(path, as_mask) for path in paths] * (len(references) // len(paths))
+        references = [
+            with_mask(reference, path.name, mask, fit)
+            for reference, path, mask in zip(references, paths * (len(references) // len(paths)), read, strict=True)
+        ]
+    return list({reference.key: reference for reference in references}.values())
 
 
 def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, fit: Fit) -> list[Reference]:

@@ -1,15 +1,16 @@
-"""sample.py --trajectory: the prediction of x_0 over the steps, as a strip and as an animation."""
+"""sample.py --trajectory: x_0 over the steps, predicted and refined, as a strip and as an animation."""
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
 from ilvr_lightning.images import Column, Pixels, draw_grid, to_image
 from ilvr_lightning.jobs import Job, trajectory_files, write_whole
 
+T = TypeVar("T")
 IN_STRIP, IN_ANIMATION = 10, 50
 """At most so many steps, evenly chosen."""
 MIN_SIDE = 256
@@ -17,7 +18,7 @@ FRAME_MS, LAST_MS = 120, 1500
 
 
 class Frame(NamedTuple):
-    """x_0 as predicted at one level, for a whole batch."""
+    """x_0 as predicted at one level and refined, for a whole batch."""
 
     t: int
     pixels: Pixels
@@ -38,7 +39,7 @@ def draw_trajectory(frames: Sequence[Frame], place: int, job: Job, picture: Path
     if job.reference is not None:
         columns.insert(0, Column(label="reference", rows=[[job.reference.shown()]]))
     plan = job.recipe.plan
-    title = f"{picture.stem}: x_0 as predicted at t, {plan['sampler']}, {plan['num_steps']} steps"
+    title = f"{picture.stem}: x_0 as predicted at t and refined, {plan['sampler']}, {plan['num_steps']} steps"
     write_whole(strip, functools.partial(draw_grid(columns, title).save, format="PNG"))
     images = [_enlarged(f.pixels[place]) for f in spread(frames, IN_ANIMATION)]
     durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
@@ -51,11 +52,11 @@ def draw_trajectory(frames: Sequence[Frame], place: int, job: Job, picture: Path
     )  # fmt: skip
 
 
-def spread(frames: Sequence[Frame], most: int) -> list[Frame]:
+def spread(items: Sequence[T], most: int) -> list[T]:
     """At most so many of them, evenly, the first and the last among them."""
-    if len(frames) <= most:
-        return list(frames)
-    return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def _enlarged(pixels: Pixels) -> Image.Image:

@@ -157,6 +157,18 @@ def test_settings_an_image_equal_single_runs(sampler: str, noise: str) -> None:
     assert float((together[0] - together[3]).abs().max()) > 0.1
 
 
+def test_extrapolation_begins_for_each_image_where_its_range_does() -> None:
+    y, common = images(2), {"sampler": "dpmpp_2m", "timesteps": (1000, 800, 500, 200, 50), "factor": 4}
+    settings = {**common, "reference_noise": "matched", "eps_extrapolation": 0.75}
+    together = generate(
+        DENOISE, SCHEDULE, make_plan(**settings, condition_from=(1000, 500)), seeds=[1, 2], shape=SHAPE, reference=y
+    )
+    alone = generate(
+        DENOISE, SCHEDULE, make_plan(**settings, condition_from=500), seeds=[2], shape=SHAPE, reference=y[1:]
+    )
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize(("high", "low"), [(1000, (0, 300)), ((700, 200), 0)])
 def test_one_end_an_image_goes_with_a_common_other(high: int | tuple[int, ...], low: int | tuple[int, ...]) -> None:
     phi, y, x = LowPassFilter((16, 32), 1), images(2), start(2)

@@ -48,6 +48,6 @@ def test_example(title: str) -> None:
     assert bool(torch.isfinite(x).all())
     from ilvr_lightning import LowPassFilter
 
-    phi = LowPassFilter((32, 32), scope.get("N", 8), orthogonal=True)
+    phi = LowPassFilter((32, 32), 8, orthogonal=True)
     torch.testing.assert_close(phi(x), phi(y).expand_as(x), rtol=0, atol=1e-4)
     assert float((x - y).std()) > 0.05

@@ -119,7 +119,10 @@ def test_masked_picture_is_reproduced(
         (["--ref", "a.png", "--mask", "left.png", "right.png"], "--mask: got 2 masks for 1 references"),
         (["--ref", "a.png", "--mask", "wide.png"], "--mask: wide.png is 32x16 px, its reference a 16x16"),
         (["--ref", "a.png", "--mask", "black.png"], "--mask: black.png is black all over"),
-        (["--ref", "a.png", "--exact-low-band", "--range", "25:5"], "--exact-low-band holds the reference to the end"),
+        (["--ref", "a.png", "--exact-low-band", "--range", "25:5"], "give ranges that end at 0"),
+        (["--ref", "a.png", "--mask", "left.png", "--start-from", "9"], "--start-from begins from the whole reference"),
+        (["--ref", "cut.png", "--start-from", "9", "--steps", "4"], "--start-from begins from the whole reference"),
+        (["--unconditional", "--exact-low-band"], "--exact-low-band is for --ref"),
         (["--ref", "a.png", "--exact-low-band", "--kernel", "ideal"], "--exact-low-band is of a kernel that downsamp"),
     ],
 )
@@ -150,6 +153,26 @@ def test_trajectory(run: Sample, pictures: Path, capsys: pytest.CaptureFixture[s
         assert (tile[::12, ::12] == last).all()
     run(*flags, "--trajectory")
     assert "0 to make, 2 already there" in capsys.readouterr().out
+    run(*flags, "--overwrite", "--seed", 1)
+    assert not list(out.glob("*_steps.*"))  # they were of other pictures
+
+
+def test_trajectory_of_many_steps_keeps_some(run: Sample, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ilvr_lightning.sampling.IN_ANIMATION", 5)
+    out = run("--ref", pictures / "a.png", "--trajectory", "--steps", 12, "--num-samples", 3, "--batch-size", 2)
+    for sample_number in range(3):
+        with Image.open(out / f"a_N2_{sample_number}_steps.webp") as animation:
+            assert getattr(animation, "n_frames", 0) == 5
+
+
+def test_masks_for_one_reference_given_twice(run: Sample, pictures: Path) -> None:
+    out = run("--ref", pictures / "a.png", pictures / "a.png", "--mask", pictures / "left.png", pictures / "right.png")
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert len({line["mask_sha256"] for line in lines}) == len({line["file"] for line in lines}) == 2
+    three = [pictures / name for name in ("a.png", "b.png", "cut.png")]
+    masks = [pictures / name for name in ("left.png", "left.png", "right.png")]
+    out = run("--ref", *three, "--mask", *masks, out="three")
+    assert len((out / "manifest.jsonl").read_text().splitlines()) == 3
 
 
 def test_frames_are_spread_with_both_ends() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
-from ilvr_lightning.diffusion.low_pass import LowPassFilter
+from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains
 from ilvr_lightning.diffusion.noise import NoiseSource
 from ilvr_lightning.diffusion.plan import ReferenceNoise, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
@@ -48,8 +48,9 @@ class ILVR:
     anew, but y_t in place of y_s."""
     eps_extrapolation: float = 0.0
     """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
-    high_band_gain: float | tuple[float, ...] = 1.0
-    """The predicted x_0's part above phi is multiplied by it in refined steps; one, or one an image."""
+    octave_gains: tuple[tuple[float, ...], ...] = ()
+    """What each octave of the predicted x_0 above phi is multiplied by in refined steps, the finest last; one list, or
+    one an image. For factors that are powers of two."""
     condition_from: int | tuple[int, ...] | None = None
     """a: the highest timestep that is refined; None means T. One, or one an image."""
     condition_to: int | tuple[int, ...] = 0
@@ -59,6 +60,11 @@ class ILVR:
     mask: Tensor | None = None
     """(B, 1, H, W) in [0, 1], or 1 in place of B: where the reference is followed. 1: to the end; m: down to the
     timestep (1 - m) T, as by a range of its own; 0: not at all."""
+
+    @property
+    def has_gains(self) -> bool:
+        """Whether octave_gains change anything."""
+        return any(gain != 1 for gains in self.octave_gains for gain in gains)
 
     def start(
         self, schedule: NoiseSchedule, noise: NoiseSource, timesteps: Sequence[int] = (), x_T: Tensor | None = None
@@ -74,10 +80,10 @@ class ILVR:
         Raises:
             ValueError: timesteps or x_T are needed, and not given.
         """
-        refines_x0 = self.reference_noise in ("matched", "fixed") or self.high_band_gain != 1
+        refines_x0 = self.reference_noise in ("matched", "fixed") or self.has_gains
         if not timesteps and (refines_x0 or self.respaced_range_t is not None):
             raise ValueError(
-                "sampling.reference_noise=matched or fixed, sampling.high_band_gain and sampling.respaced_range_t need "
+                "sampling.reference_noise=matched or fixed, sampling.octave_gains and sampling.respaced_range_t need "
                 "the run's timesteps: give them to ILVR.start"
             )
         if self.reference_noise == "fixed" and x_T is None:
@@ -98,20 +104,23 @@ class ILVRRun:
     """The level that the present step comes from."""
     _eps: Tensor | None = None
     """The matched noise of the present step."""
-    _before: tuple[int, Tensor] | None = None
-    """Level and eps of the refined step before."""
+    _before: tuple[int, Tensor, list[bool]] | None = None
+    """Level and eps of the step before, and which images it refined; None where it refined none."""
     _mask: Tensor | None = None
     """The mask on the filter's grid."""
+    _octaves: OctaveGains | None = None
 
     def __post_init__(self) -> None:
         if self.settings.mask is not None:
             self._mask = self.settings.low_pass.coarse(self.settings.mask).to(self.settings.reference)
+        if self.settings.has_gains:
+            self._octaves = OctaveGains(self.settings.low_pass, self.settings.octave_gains)
 
     def refine_prediction(self, prediction: Prediction, t: int) -> Prediction:
         """Give x_0 the reference's low frequencies before a step from t, eps unchanged (matched and fixed noise)."""
         self._from = t
         fresh = self.settings.reference_noise in ("fresh", "fresh_released")
-        if fresh and self.settings.high_band_gain == 1:
+        if fresh and not self.settings.has_gains:
             return prediction
         s = max((u for u in self.timesteps if u < t), default=0)
         inside = self._inside(s)
@@ -119,11 +128,10 @@ class ILVRRun:
             self._before = None
             return prediction
         self._eps = self._extrapolated(prediction.eps, t, s)
-        self._before = (t, prediction.eps)
+        self._before = (t, prediction.eps, inside)
         x0 = refined = prediction.x0
-        if self.settings.high_band_gain != 1:
-            gain = x0.new_tensor(self.settings.high_band_gain).reshape(-1, 1, 1, 1)
-            refined = x0 + (gain - 1) * (x0 - self.settings.low_pass(x0))
+        if self._octaves is not None:
+            refined = refined + self._followed(x0, s) * (self._octaves(x0) - x0)
         if not fresh:
             refined = refined + self._low_band(self.settings.reference - x0, s)
         return replace(prediction, x0=_where(inside, refined, x0))
@@ -152,8 +160,17 @@ class ILVRRun:
         """phi of y - x, where the mask has a step that goes to t conditioned."""
         if self._mask is None:
             return self.settings.low_pass(difference)
-        followed = self._mask >= 1 - t / self.schedule.num_timesteps - 1e-6  # a mean of ones may round to less
-        return self.settings.low_pass.weighted(difference, followed)
+        return self.settings.low_pass.weighted(difference, self._cells(self._mask, t))
+
+    def _followed(self, x: Tensor, t: int) -> Tensor | float:
+        """Where a step that goes to t is conditioned, in pixels: from 0 to 1."""
+        if self._mask is None:
+            return 1.0
+        return self.settings.low_pass.weighted(torch.ones_like(x[:, :1]), self._cells(self._mask, t)).clamp(0, 1)
+
+    def _cells(self, mask: Tensor, t: int) -> Tensor:
+        """Which cells of the filter's grid a step that goes to t conditions."""
+        return mask >= 1 - t / self.schedule.num_timesteps - 1e-6  # a mean of ones may round to less
 
     def _noise(self, x: Tensor) -> Tensor:
         """The noise of the reference in this step."""
@@ -169,7 +186,8 @@ class ILVRRun:
         kappa = self.settings.eps_extrapolation
         if kappa == 0 or s == 0 or self._before is None:
             return eps
-        t_before, eps_before = self._before
+        t_before, eps_before, refined = self._before
+        eps_before = _where(refined, eps_before, eps)
         lam = self.schedule.log_snr_half
         h, h_before = float(lam[s] - lam[t]), float(lam[t] - lam[t_before])
         # Small steps need none, and would amplify the network's error.

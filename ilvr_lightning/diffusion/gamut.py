@@ -20,7 +20,8 @@ def with_low_band(
 
     Dykstra's alternate projections between the box and {z: D z = D y}, which find the nearest picture in both, with
     Nesterov's momentum; plain alternation takes ten times the rounds, and clipping alone leaves the second set. What is
-    not there after MOST_ROUNDS goes the rest of the way in a straight line to y, which is in both.
+    not there after MOST_ROUNDS goes the rest of the way in a straight line to y, which is in both. With a mask the
+    picture found is near x, not always the nearest.
 
     Args:
         x: (B, C, H, W).
@@ -42,8 +43,9 @@ def _one(x: Tensor, y: Tensor, factor: int, kernel: str, mask: Tensor | None) ->
     height, width = x.shape[-2:]
     if factor == 1 and mask is None:
         return y.clone()
-    down_h, down_w = (low_pass_factors(side, factor, kernel)[1].to(x) for side in (height, width))
-    up_h, up_w = torch.linalg.pinv(down_h), torch.linalg.pinv(down_w)
+    downs = [low_pass_factors(side, factor, kernel)[1] for side in (height, width)]
+    up_h, up_w = (torch.linalg.pinv(down).to(x) for down in downs)
+    down_h, down_w = (down.to(x) for down in downs)
     # Rounding moves a pixel by half a level at most, and the mean of pixels that D makes by this much.
     rounding = 0.5 * float(down_h.abs().sum(1).max() * down_w.abs().sum(1).max())
     tolerance = (0.998 - rounding) / 127.5

@@ -11,7 +11,7 @@ from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_predicti
 from ilvr_lightning.diffusion.gamut import with_low_band
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
-from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
+from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, per_image
 from ilvr_lightning.diffusion.samplers import SAMPLERS, Run, SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
 
@@ -85,11 +85,13 @@ def generate_steps(
         prediction = denoise(x, torch.full((len(x),), t, device=x.device))
         return clip_prediction(prediction, x, t, schedule) if plan.clip else prediction
 
-    timesteps = list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing, plan.start_from))
+    timesteps = evaluated_timesteps(schedule, plan)
     ilvr = _ilvr(plan, x_T, reference, mask)
     if plan.start_from is not None:
         if ilvr is None:
             raise ValueError("sampling.start_from needs a reference to begin from")
+        if mask is not None:
+            raise ValueError("sampling.start_from begins from the whole reference, and does not go with a mask")
         x_T = schedule.q_sample(ilvr.reference, plan.start_from, x_T)
     run = Run(
         denoise=at_level,
@@ -103,6 +105,11 @@ def generate_steps(
         if state.t == 0 and ilvr is not None and plan.exact_low_band:
             state = replace(state, x=with_low_band(state.x, ilvr.reference, plan.factor, plan.kernel, ilvr.mask))
         yield state
+
+
+def evaluated_timesteps(schedule: NoiseSchedule, plan: SamplingPlan) -> list[int]:
+    """The timesteps, descending, at which a resolved plan asks the network."""
+    return list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing, plan.start_from))
 
 
 def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None) -> ILVR | None:
@@ -122,17 +129,20 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tenso
             f"the reference must have the shape {tuple(x_T.shape)}, or 1 in place of {len(x_T)}: "
             f"got {tuple(reference.shape)}"
         )
-    for name in ("factor", "condition_from", "condition_to", "high_band_gain"):
+    for name in ("factor", "condition_from", "condition_to"):
         count = len(as_tuple(getattr(plan, name)))
         if count not in (1, len(x_T)):
             raise ValueError(f"sampling.{name} must be one, or one an image: got {count} for {len(x_T)} images")
+    gains = per_image(plan.octave_gains)
+    if len(gains) not in (1, len(x_T)):
+        raise ValueError(f"sampling.octave_gains must be one list, or one an image: got {len(gains)}")
     height, width = x_T.shape[-2:]
     return ILVR(
         reference=reference.to(x_T).expand_as(x_T),
         low_pass=LowPassFilter((height, width), plan.factor, plan.kernel, plan.orthogonal),
         reference_noise=plan.reference_noise,
         eps_extrapolation=plan.eps_extrapolation,
-        high_band_gain=plan.high_band_gain,
+        octave_gains=gains,
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,
         respaced_range_t=plan.respaced_range_t,

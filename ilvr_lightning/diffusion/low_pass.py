@@ -33,6 +33,7 @@ class LowPassFilter:
     ) -> None:
         self.size = (int(size[0]), int(size[1]))
         self.factor = factor if isinstance(factor, int) else tuple(factor)
+        self.kernel, self.orthogonal = kernel, orthogonal
         factors = as_tuple(self.factor)
         for value in factors:
             check_factor(value, self.size)
@@ -78,8 +79,8 @@ class LowPassFilter:
     def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
         """U (w * (D x)), phi being U D: x (B, C, H, W) filtered, its coefficients weighted by w, shaped as `coarse` is.
 
-        Where the weights around a pixel are 1 this is phi, where they are 0 it is 0, and what lies between is as smooth
-        as phi's kernel.
+        Where D U is 1 (orthogonal, ideal, box) D of it is the weighted D x, exactly; in pixels weights fade over the
+        reach of U, two cells for the bicubic kernel ("ideal" and orthogonal Lanczos have no end, and ring at an edge).
         """
         key = (x.device, x.dtype)
         if key not in self._pairs:
@@ -88,6 +89,43 @@ class LowPassFilter:
         (up_h, up_w), (down_h, down_w) = self._pairs[key]
         weighted: Tensor = up_h @ (weight.to(x) * (down_h @ x @ down_w.mT)) @ up_w.mT
         return weighted
+
+
+class OctaveGains:
+    """Multiplies each octave above a filter's frequencies: x + sum_k (g_k - 1) (P_k/2 x - P_k x), k = 2, 4 ... N.
+
+    Args:
+        low_pass: P_N; its kernel makes the octaves.
+        gains: for each image, or for all, one an octave, the finest (k = 2) last; coarser ones that are not given are
+            left alone.
+
+    Raises:
+        ValueError: N is no power of two.
+    """
+
+    def __init__(self, low_pass: LowPassFilter, gains: Sequence[Sequence[float]]) -> None:
+        factors = as_tuple(low_pass.factor)
+        if any(n & (n - 1) for n in factors):
+            raise ValueError(f"octave gains are for factors that are powers of two: got {low_pass.factor}")
+        count = max(factors).bit_length() - 1
+        self._filters = [
+            LowPassFilter(low_pass.size, 2**k, low_pass.kernel, low_pass.orthogonal) for k in range(1, count + 1)
+        ]
+        images = max(len(factors), len(gains))
+        self._gains = torch.ones(count, images, 1, 1, 1, dtype=torch.float64)
+        for i in range(images):
+            octaves = factors[i % len(factors)].bit_length() - 1
+            for k, gain in enumerate(reversed(gains[i % len(gains)][-octaves:] if octaves else ())):
+                self._gains[k, i] = gain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Change x (B, C, H, W)."""
+        made, finer = x, x
+        for gain, low_pass in zip(self._gains.to(x), self._filters, strict=True):
+            coarser = low_pass(x)
+            made = made + (gain - 1) * (finer - coarser)
+            finer = coarser
+        return made
 
 
 def _batched(matrices: list[Tensor]) -> Tensor:

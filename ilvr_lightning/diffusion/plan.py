@@ -2,17 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 Spacing = Literal["uniform", "quadratic", "logsnr"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
 Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
 Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
-
-Number = TypeVar("Number", int, float)
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": get_args(SamplerName),
@@ -56,9 +55,9 @@ class SamplingPlan:
     draws anew, at the level that the step comes from, as the paper's released code does."""
     eps_extrapolation: float = 0.0
     """Of matched noise: how far it is extrapolated from the last two eps, 0 (not at all) to 1."""
-    high_band_gain: float | tuple[float, ...] = 1.0
-    """The predicted x_0's frequencies above the filter's are multiplied by it: a little over 1 against blur, under 1
-    against grain."""
+    octave_gains: tuple[float, ...] = ()
+    """What each octave of the predicted x_0 above the filter's frequencies is multiplied by, the finest last: a little
+    over 1 against blur, under 1 against grain; where there are fewer than octaves, the coarsest are left alone."""
     condition_from: int | tuple[int, ...] | None = None
     """The paper's a: a step is conditioned when the timestep that it goes to is in [condition_to, condition_from];
     none means T."""
@@ -93,13 +92,15 @@ class SamplingPlan:
             raise ValueError("sampling.exact_low_band is of a kernel that downsamples: got sampling.kernel=ideal")
         if self.exact_low_band and any(b > 0 for b in as_tuple(self.condition_to)):
             raise ValueError(
-                "sampling.exact_low_band holds the reference to the end: sampling.condition_to must be 0, "
-                f"got {self.condition_to}"
+                "sampling.exact_low_band holds the reference to the end; give ranges that end at 0, as in 1000:0: "
+                f"got one that ends at {max(as_tuple(self.condition_to))}"
             )
-        for gain in as_tuple(self.high_band_gain):
+        for gain in (g for gains in per_image(self.octave_gains) for g in gains):
             if not 0.5 <= gain <= 2:
-                raise ValueError(f"sampling.high_band_gain must be between 0.5 and 2: got {gain}")
-        for name in ("factor", "condition_to", "condition_from", "high_band_gain"):
+                raise ValueError(f"sampling.octave_gains must be between 0.5 and 2: got {gain}")
+            if gain != 1 and any(n < 1 or n & (n - 1) for n in as_tuple(self.factor)):
+                raise ValueError(f"sampling.octave_gains are for factors that are powers of two: got {self.factor}")
+        for name in ("factor", "condition_to", "condition_from"):
             if getattr(self, name) == ():
                 raise ValueError(f"sampling.{name} is an empty list; give one number, or one an image")
         for factor in as_tuple(self.factor):
@@ -206,6 +207,12 @@ DEFAULT_PRESET = "fast"
 """Of sample.py and of the grids."""
 
 
-def as_tuple(value: Number | tuple[Number, ...]) -> tuple[Number, ...]:
+def as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
     """A setting that may be one or one an image, as a tuple."""
-    return value if isinstance(value, tuple) else (value,)
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def per_image(gains: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+    """octave_gains as a batch has them: one list for all, or one an image."""
+    nested = [isinstance(g, tuple | list) for g in gains]
+    return tuple(map(tuple, gains)) if nested and all(nested) else (tuple(gains),)

@@ -49,11 +49,18 @@ def band_figures(x: Tensor, y: Tensor, factor: int, components: int = 128) -> Ba
     )
 
 
-def high_band_energy(x: Tensor, y: Tensor, factor: int) -> float:
-    """Energy of x (B, C, H, W) above the orthogonal bicubic filter's frequencies, over that of y."""
-    low_pass = LowPassFilter((x.shape[2], x.shape[3]), factor, orthogonal=True)
-    x, y = x.double(), y.double()
-    return float((x - low_pass(x)).square().mean() / (y - low_pass(y)).square().mean())
+def octave_energies(x: Tensor, y: Tensor, factor: int) -> list[float]:
+    """Energy of x over that of y (both (B, C, H, W)) in each octave above the frequencies of N, the finest last.
+
+    Octaves lie between the orthogonal bicubic filters of N, N/2 ... 1, N being a power of two.
+    """
+    octaves = factor.bit_length() - 1
+    filters = [LowPassFilter((x.shape[2], x.shape[3]), 2**k, orthogonal=True) for k in range(octaves, -1, -1)]
+    ours, theirs = ([low_pass(z.double()) for low_pass in filters] for z in (x, y))
+    return [
+        float((ours[i + 1] - ours[i]).square().sum() / (theirs[i + 1] - theirs[i]).square().sum().clamp(min=1e-30))
+        for i in range(octaves)
+    ]
 
 
 def octave_ratios(x: Tensor, y: Tensor) -> list[float]:

@@ -36,8 +36,8 @@ def make_parser() -> Parser:
     out.add_argument("--to", choices=("safetensors", "adm", "diffusers"), required=True)
     out.add_argument("out", type=Path, metavar="OUT")
     out.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGES",
-                     help="held-out images of what it was trained on, as sample.py --ref takes them (64 are plenty): "
-                     "set the presets' high_band_gain on them; safetensors alone holds it")  # fmt: skip
+                     help="held-out images of what it was trained on, as sample.py --ref takes them, 64 at most: "
+                     "set the presets' octave_gains on them; safetensors alone holds it")  # fmt: skip
     out.add_argument("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     return parser
 
@@ -75,6 +75,10 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+MOST_IMAGES = 64
+"""That a calibration looks at."""
+
+
 def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
     import torch
 
@@ -83,11 +87,12 @@ def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
 
     if args.to != "safetensors":
         raise UserError(f"--calibrate is for --to safetensors; {args.to} has no place for it")
-    images = torch.stack([r.tensor for r in find_references(args.calibrate, loaded.image_shape, "crop")])
+    references = find_references(args.calibrate, loaded.image_shape, "crop")[:MOST_IMAGES]
+    images = torch.stack([r.tensor for r in references])
     print(f"calibrating  on {len(images)} images ...", flush=True)
-    gains = calibrate_presets(loaded, loaded.schedule, images)
-    loaded.description = replace(loaded.description, high_band_gain=gains)
-    print("\n".join(line for line in loaded.description.lines() if "high_band_gain" in line))
+    gains = calibrate_presets(loaded, loaded.schedule, images, clip=loaded.clip)
+    loaded.description = replace(loaded.description, octave_gains=gains)
+    print("\n".join(line for line in loaded.description.lines() if "octave_gains" in line))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from ilvr_lightning.config import MAX_SIDE, DiffusionConfig
 from ilvr_lightning.errors import UserError, did_you_mean
 from ilvr_lightning.models.config import UNetConfig
 
+Gains = tuple[float, ...]
+"""One an octave, the finest last."""
+
 FULL_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64, (1, 2, 2, 2): 32}
 """Image size by multipliers, in the published tables of ADM and improved-diffusion."""
 
@@ -30,8 +33,8 @@ class Description:
     """The whole configuration of the run that trained it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What is known of its training: step, val_loss."""
-    high_band_gain: dict[str, dict[int, float]] = field(default_factory=dict)
-    """By preset and factor, what brings the high band's energy to that of real images."""
+    octave_gains: dict[str, dict[int, Gains]] = field(default_factory=dict)
+    """By preset and factor, what gives the octaves above the filter's frequencies the energy of real images."""
 
     @property
     def assumed_names(self) -> set[str]:
@@ -53,8 +56,9 @@ class Description:
         lines = [f"{self.kind}, {self.image_shape[0]}x{height}x{width}", f"model        {' '.join(model)}"]
         clips = "clips x_0" if self.clip else "does not clip x_0"
         lines += [f"diffusion    {schedule}, T={d.T}, predicts {d.prediction}, {clips}"]
-        for preset, gains in self.high_band_gain.items():
-            lines += [f"{preset:12} high_band_gain {', '.join(f'{g:g} at N={n}' for n, g in gains.items())}"]
+        for preset, by_factor in self.octave_gains.items():
+            each = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
+            lines += [f"{preset:12} octave_gains {', '.join(each)}"]
         if self.assumed:
             lines += [f"assumed      {'; '.join(self.assumed)}"]
         return lines

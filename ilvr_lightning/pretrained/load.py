@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +11,12 @@ import torch
 
 from ilvr_lightning.config import MAX_SIDE
 from ilvr_lightning.diffusion.denoiser import Denoiser
+from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.pretrained import adm, ddim, diffusers, diffusers_scheduler, own
-from ilvr_lightning.pretrained.description import Description, Overrides
+from ilvr_lightning.pretrained.description import Description, Gains, Overrides
 from ilvr_lightning.pretrained.files import (
     BROKEN,
     WHAT_LOADS,
@@ -33,6 +34,13 @@ from ilvr_lightning.pretrained.files import (
 T = TypeVar("T")
 
 
+CALIBRATED_FOR = (
+    "sampler", "num_steps", "spacing", "timesteps", "eta", "variance", "clip", "kernel", "orthogonal",
+    "reference_noise", "eps_extrapolation", "start_from",
+)  # fmt: skip
+"""The fields of a plan that octave_gains depend on, beside the factor."""
+
+
 class LoadedDenoiser(Denoiser):
     """A Denoiser with what its checkpoint says of it."""
 
@@ -44,6 +52,23 @@ class LoadedDenoiser(Denoiser):
     description: Description
     found: "Found"
     """Where it comes from."""
+
+    def gains(self, preset: str, plan: SamplingPlan) -> dict[int, Gains]:
+        """The octave_gains by factor that were set for a preset, if the plan is still that one."""
+        original = SamplingPlan.preset(preset, clip=self.clip)
+        same = all(getattr(plan, name) == getattr(original, name) for name in CALIBRATED_FOR)
+        return self.description.octave_gains.get(preset, {}) if same else {}
+
+    def preset(self, name: str, factor: int = 8, **changes: Any) -> SamplingPlan:
+        """A preset as this checkpoint wants it: with its clipping, and the octave_gains that it was calibrated to.
+
+        Raises:
+            ValueError: as SamplingPlan.preset.
+        """
+        plan = SamplingPlan.preset(name, **{"clip": self.clip, "factor": factor, **changes})
+        if "octave_gains" in changes:
+            return plan
+        return replace(plan, octave_gains=self.gains(name, plan).get(factor, ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +145,8 @@ def load_denoiser(
     )
     denoiser.image_shape = description.image_shape
     denoiser.clip = description.clip
-    denoiser.description = description
+    # Gains were set on the average of the weights.
+    denoiser.description = replace(description, octave_gains={}) if weights == "raw" else description
     denoiser.found = found
     return denoiser
 

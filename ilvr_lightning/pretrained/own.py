@@ -8,7 +8,7 @@ from typing import Any
 
 from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.pretrained.description import Description
+from ilvr_lightning.pretrained.description import Description, Gains
 from ilvr_lightning.pretrained.files import first_line
 
 KEY = "ilvr_lightning"
@@ -35,7 +35,7 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
         if isinstance(state, dict) and isinstance(state.get("best"), float):
             facts["best val/loss"] = round(state["best"], 6)
         if isinstance(state, dict) and state.get("calibrated_at") == content.get("global_step"):
-            gains = state.get("high_band_gain")
+            gains = state.get("octave_gains")
     return Description(
         kind="ilvr_lightning checkpoint",
         model=config.model,
@@ -43,7 +43,7 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
         diffusion=config.diffusion,
         config=json.loads(json.dumps(plain)),
         facts={name: value for name, value in facts.items() if value is not None},
-        high_band_gain=_gains(gains),
+        octave_gains=_gains(gains),
     )
 
 
@@ -88,21 +88,24 @@ def describe_metadata(text: str) -> Description:
             assumed=tuple(map(str, values["assumed"])),
             config=whole,
             facts=facts,
-            high_band_gain=_gains(values.get("high_band_gain", {})),
+            octave_gains=_gains(values.get("octave_gains", {})),
         )
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"its description is not of this version ({first_line(error)})") from None
 
 
-def _gains(values: Any) -> dict[str, dict[int, float]]:
-    """{preset: {factor: gain}} from a file, where JSON makes words of numbers.
+def _gains(values: Any) -> dict[str, dict[int, Gains]]:
+    """{preset: {factor: gains}} from a file, where JSON makes words of numbers.
 
     Raises:
         ValueError: it is something else.
     """
-    gains = {str(preset): {int(n): float(g) for n, g in of.items()} for preset, of in dict(values or {}).items()}
-    if not all(n >= 1 and 0.5 <= g <= 2 for of in gains.values() for n, g in of.items()):
-        raise ValueError(f"high_band_gain {values!s:.80}")
+    gains = {
+        str(preset): {int(n): tuple(map(float, each)) for n, each in by_factor.items()}
+        for preset, by_factor in dict(values or {}).items()
+    }
+    if not all(n >= 1 and all(0.5 <= g <= 2 for g in each) for of in gains.values() for n, each in of.items()):
+        raise ValueError(f"octave_gains {values!s:.80}")
     return gains
 
 

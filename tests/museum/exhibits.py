@@ -55,6 +55,13 @@ EXHIBITS = (
         "test_ilvr.py::test_reference_is_noised_at_the_level_that_the_step_goes_to",
     ),
     exhibit(
+        "mask applied in pixels", "masks multiplied onto the low-passed difference (most inpainting scripts)",
+        "diffusion.conditioning:ILVRRun._low_band",
+        "return self.settings.low_pass.weighted(difference, self._cells(self._mask, t))",
+        "return self.settings.low_pass(difference) * self.settings.mask",
+        "test_masks.py::test_edges_leave_no_seam",
+    ),
+    exhibit(
         "antialias switched off", "resizing with interpolate(mode='bicubic') and its default",
         "diffusion.low_pass:resize_matrix",
         "stretch = min(scale, 1.0)", "stretch = 1.0",
