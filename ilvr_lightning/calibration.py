@@ -89,7 +89,7 @@ def calibrate_presets(
     return {
         preset: {n: calibrate(denoise, schedule, replace(plan, factor=n), images, seeds, batch) for n in factors}
         for preset, plan in plans.items()
-        if plan.num_steps <= schedule.num_timesteps
+        if factors and plan.num_steps <= schedule.num_timesteps
     }
 
 

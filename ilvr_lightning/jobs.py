@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -126,7 +127,8 @@ class SampleJobs(pl.LightningDataModule):
 
     def _is_done(self, job: Job) -> bool:
         path = self.folder / job.file
-        return _is_made(path, job.recipe) and (not self.trajectory or all(p.exists() for p in trajectory_files(path)))
+        drawn = all(p.is_file() and p.stat().st_size for p in trajectory_files(path))
+        return _is_made(path, job.recipe) and (drawn or not self.trajectory)
 
     def predict_dataloader(self) -> DataLoader[list[Job]]:
         """This rank's share in batches; an empty one where there is nothing to do, so that no rank ends early."""
@@ -148,7 +150,7 @@ class SampleJobs(pl.LightningDataModule):
         names: set[str] = set()
         for key, jobs in groups.items():
             name = key[0] if key else "unconditional"
-            name = f"{name}_{(key[2] or key[1])[:6]}" if key and name in names else name
+            name = f"{name}_{hashlib.sha256(repr(key).encode()).hexdigest()[:6]}" if key and name in names else name
             names.add(name)
             yield self._grid(f"{name}_grid", [jobs], name)
         if 1 < len(groups) <= MAX_ROWS:
@@ -259,12 +261,10 @@ def plan_of(recipe: Recipe) -> SamplingPlan:
     try:
         if set(values) != {f.name for f in fields(SamplingPlan)}:
             raise ValueError(f"it sets {', '.join(values) or 'nothing'}")
-        plan = SamplingPlan(**values)
-        for f in fields(SamplingPlan):
-            hint = typing.get_type_hints(SamplingPlan)[f.name]
-            if hint in (bool, int) and type(getattr(plan, f.name)) is not hint:
-                raise ValueError(f"{f.name} is of another type: got {getattr(plan, f.name)!r}")
-        return plan
+        for name, hint in typing.get_type_hints(SamplingPlan).items():
+            if not _is_of(values[name], hint):
+                raise ValueError(f"{name} is of another type: got {values[name]!r:.80}")
+        return SamplingPlan(**values)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"the recipe's plan is not of this version: {error}") from None
 
@@ -272,6 +272,20 @@ def plan_of(recipe: Recipe) -> SamplingPlan:
 def trajectory_files(picture: Path) -> tuple[Path, Path]:
     """The strip and the animation of a picture."""
     return picture.with_name(f"{picture.stem}_steps.png"), picture.with_name(f"{picture.stem}_steps.webp")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value of one picture is of a field's type; what may be one an image is one."""
+    if hint in (bool, int, NoneType):
+        return type(value) is hint
+    if hint is float:
+        return type(value) in (int, float)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, typing.get_args(hint)[0]) for each in value)
+    kinds = typing.get_args(hint)
+    return any(_is_of(value, kind) for kind in kinds if not (int in kinds and typing.get_origin(kind) is tuple))
 
 
 def _is_made(path: Path, recipe: Recipe) -> bool:

@@ -9,11 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import SUFFIXES, Fit, Pixels, convert, decoded, fit_image, fit_mask, to_pixels, to_tensor
+from ilvr_lightning.images import (
+    SUFFIXES,
+    Fit,
+    Pixels,
+    convert,
+    decoded,
+    fit_image,
+    fit_mask,
+    from_tensor,
+    to_image,
+    to_pixels,
+    to_tensor,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +96,7 @@ def fitted(name: str, image: Image.Image, size: tuple[int, int], channels: int, 
     """
     image = ImageOps.exif_transpose(image)
     mask = None
-    if image.has_transparency_data:
+    if image.has_transparency_data and not image.mode.startswith("I"):  # 16 bits would be clipped to 8
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
         values = np.asarray(alpha)
@@ -91,26 +104,31 @@ def fitted(name: str, image: Image.Image, size: tuple[int, int], channels: int, 
             raise UserError(f"the reference {name} is transparent all over; give one that shows something")
         if values.min() < 255:
             mask, image = to_pixels(fit_mask(alpha, size, fit)), _filled(image)
+            if not mask.any():
+                raise UserError(
+                    f"the reference {name} is transparent in all of the part that is used; crop it, or give --fit pad"
+                )
     pixels = to_pixels(fit_image(convert(image, channels), size, fit))
     return Reference(name=name, pixels=pixels, mask=mask, size=(image.height, image.width))
 
 
 def _filled(image: Image.Image) -> Image.Image:
-    """RGBA to RGB; transparent parts take the colours nearest to them, so that phi meets no edge there."""
-    filled = Image.new("RGBA", image.size)
-    side = 1
-    while side < 2 * max(image.size):
-        ratio = min(1.0, side / max(image.size))
-        small = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), _BOX)
-        # A cell that holds enough to have a colour takes it; Pillow weighs colours by alpha when it resizes.
-        alpha = np.asarray(small.getchannel("A"))
-        small.putalpha(Image.fromarray(np.where(alpha >= min(64, alpha.max()), 255, 0).astype(np.uint8)))
-        filled = Image.alpha_composite(filled, small.resize(image.size, Image.Resampling.BILINEAR))
-        side *= 2
-    return Image.alpha_composite(filled, image).convert("RGB")
+    """RGBA to RGB; transparent parts take the colours nearest to them, so that phi meets no edge there.
 
-
-_BOX = Image.Resampling.BOX
+    Pull-push (Gortler et al. 1996): what a level does not have comes from the next coarser one.
+    """
+    rgba = to_tensor(to_pixels(image))[None] / 2 + 0.5
+    levels = [(rgba[:, :3] * rgba[:, 3:], rgba[:, 3:])]
+    while max(levels[-1][0].shape[2:]) > 1:
+        size = [-(-side // 2) for side in levels[-1][0].shape[2:]]
+        colour, alpha = (F.interpolate(part, size, mode="area") for part in levels[-1])
+        levels.append((colour, alpha))
+    filled = torch.zeros(1, 3, 1, 1)
+    for colour, alpha in reversed(levels):
+        coarser = F.interpolate(filled, colour.shape[2:], mode="bilinear")
+        own = alpha if colour.shape == rgba[:, :3].shape else (alpha > 0).float()
+        filled = torch.where(alpha > 0, own * (colour / alpha.clamp(min=1e-9)) + (1 - own) * coarser, coarser)
+    return to_image(from_tensor(2 * filled[0] - 1))
 
 
 def as_mask(image: Image.Image) -> Image.Image:
@@ -159,6 +177,8 @@ def find_images(patterns: Sequence[str], setting: str = "--ref") -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
+        if not pattern.strip():
+            raise UserError(f"{setting}: a name is empty; give pictures, folders or globs")
         if path.is_file():
             matches = [path]
         elif path.is_dir():

@@ -103,7 +103,8 @@ def _find_reference(
     if recipe.mask_sha256 is not None and (kept_mask := folder / f"{recipe.mask_sha256}.png").is_file():
         mask = to_pixels(read_image(kept_mask, 1))
     candidates = [r for r in candidates if r.sha256 == recipe.reference_sha256]
-    for reference in [*candidates, *(replace(reference, mask=mask) for reference in candidates)]:
+    masked = [replace(r, mask=mask) for r in candidates if mask is None or mask.shape[:2] == r.pixels.shape[:2]]
+    for reference in [*candidates, *masked]:
         if reference.mask_sha256 == recipe.mask_sha256:
             return reference
     if candidates:

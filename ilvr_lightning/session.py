@@ -93,7 +93,7 @@ def fitting_settings(
     shape = fitting_shape(loaded, args.image_size, factors if args.ref else [], plan)
     try:
         plan = plan.resolved(T)
-        gains = loaded.gains(args.preset, plan) if args.octave_gains is None else {}
+        gains = loaded.gains(args.preset, plan) if args.octave_gains is None and args.image_size is None else {}
         settings = settings_of(plan, factors, ranges, gains)
         for setting in settings:
             replace(plan, **asdict(setting)).resolved(T)
@@ -103,7 +103,7 @@ def fitting_settings(
 
 
 def find_references(
-    given: Sequence[str], shape: tuple[int, int, int], fit: Fit, masks: Sequence[str] = ()
+    given: Sequence[str], shape: tuple[int, int, int], fit: Fit, masks: Sequence[str] = (), setting: str = "--ref"
 ) -> list[Reference]:
     """References from files, folders and globs, or from a data set's split written DATASET:SPLIT[A:B].
 
@@ -112,6 +112,7 @@ def find_references(
         shape: (C, H, W) that they are fitted to.
         fit: how.
         masks: one picture for all of them, or one for each in order.
+        setting: the flag, for messages.
 
     Raises:
         UserError: a path is missing, a file is no image, or there is another number of masks.
@@ -123,7 +124,7 @@ def find_references(
         if match and not Path(pattern).exists():
             references += _from_data_set(match, (size[0], size[1]), channels, fit)
         else:
-            references += read_references(find_images([pattern]), (size[0], size[1]), channels, fit)
+            references += read_references(find_images([pattern], setting), (size[0], size[1]), channels, fit)
     check_names(references)
     paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
     if len(paths) not in (0, 1, len(references)):

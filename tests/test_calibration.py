@@ -1,6 +1,7 @@
 """octave_gains: what it does to a prediction, how it is set, and how it goes from training to sample.py."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,11 @@ def test_octave_energies_by_hand() -> None:
     assert octave_energies(y, y, 8) == pytest.approx([1, 1, 1])
     assert octave_energies(two + 3 * (y - two), y, 2) == pytest.approx([9], rel=1e-4)
     assert octave_energies(y, y, 1) == []
+
+
+def test_images_without_detail_set_nothing() -> None:
+    assert math.isnan(octave_energies(images(1), torch.zeros(1, 3, 16, 16), 2)[0])
+    assert calibrate(GaussianDenoiser(SCHEDULE), SCHEDULE, PLAN, torch.ones(2, 3, 16, 16), range(2)) == (1.0, 1.0)
 
 
 def test_from_training_to_pictures(

@@ -218,6 +218,21 @@ def test_exact_low_band_does_not_go_with(changes: dict[str, object], message: st
         make_plan(exact_low_band=True, **changes)
 
 
+def test_what_has_no_low_band_to_keep() -> None:
+    y = torch.zeros(1, 3, 12, 12)
+    with pytest.raises(ValueError, match=r"the kernel must be one that downsamples, cubic, .*: got 'ideal'"):
+        with_low_band(y, y, 4, "ideal")
+    with pytest.raises(ValueError, match="must divide the image size: got factor=5"):
+        with_low_band(y, y, 5)
+    assert with_low_band(y[:0], y[:0], 4).shape == (0, 3, 12, 12)
+    assert with_low_band(y.repeat(2, 1, 1, 1), y, 4).shape == (2, 3, 12, 12)
+
+
+def test_mask_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"the low-pass filter is for images of \(16, 32\): got \(32, 32\)"):
+        LowPassFilter((16, 32), 4).coarse(torch.ones(1, 1, 32, 32))
+
+
 def cut_out() -> Image.Image:
     """A red disc of 40 px on nothing, whose hidden colour is green."""
     rows, columns = np.ogrid[:64, :64]
@@ -239,6 +254,38 @@ def test_transparency_is_the_mask_and_lends_no_colour() -> None:
     assert spread <= 4
     assert np.abs(reference.shown()[0, 0].astype(int) - 170).max() <= 20  # the checkerboard
     assert (reference.shown()[16, 16] == reference.pixels[16, 16]).all()
+
+
+@pytest.mark.parametrize("side", [2, 20, 200])
+def test_colours_reach_far_from_small_parts(side: int) -> None:
+    pixels = np.zeros((400, 400, 4), np.uint8)
+    pixels[90 : 90 + side, 300 - side // 2 : 300 + side // 2] = (255, 128, 0, 255)
+    reference = fitted("patch", Image.fromarray(pixels), (16, 16), 3)
+    assert np.abs(reference.pixels.astype(int) - [255, 128, 0]).max() <= 2
+
+
+def test_two_colours_share_the_rest() -> None:
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[:, :6] = (255, 0, 0, 255)
+    pixels[:, 26:] = (0, 0, 255, 255)
+    reference = fitted("ends", Image.fromarray(pixels), (32, 32), 3)
+    across = reference.pixels[16, :, 0].astype(int)
+    assert across[8] > 150 > 100 > across[23]
+
+
+def test_mask_that_is_cut_off() -> None:
+    pixels = np.zeros((16, 160, 4), np.uint8)
+    pixels[:, :20, 3] = 255
+    with pytest.raises(UserError, match="the reference wide is transparent in all of the part that is used; crop it"):
+        fitted("wide", Image.fromarray(pixels), (8, 8), 3)
+    assert fitted("wide", Image.fromarray(pixels), (8, 8), 3, "pad").mask is not None
+
+
+def test_sixteen_bits_with_a_transparent_level() -> None:
+    image = Image.fromarray(np.full((8, 8), 32768, np.uint16))
+    image.info["transparency"] = 0
+    reference = fitted("deep", image, (8, 8), 3)
+    assert abs(int(reference.pixels.mean()) - 127) <= 1
 
 
 def test_opaque_pictures_have_no_mask() -> None:

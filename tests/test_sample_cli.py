@@ -512,14 +512,33 @@ def test_hostile_recipes_are_refused(
     change: dict[str, Any], run: Sample, references: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run("--ref", references / "a.png", "--factor", 2, "--num-samples", 1)
-    with Image.open(out / "a_N2_0.png") as image:
-        recipe = json.loads(image.info["ilvr_lightning"])
-        info = PngInfo()
-        info.add_text("ilvr_lightning", json.dumps(recipe | change))
-        image.save(out / "hostile.png", pnginfo=info)
-    capsys.readouterr()
-    command = ["--reproduce", out / "hostile.png", "--ckpt", checkpoint, "--out", out / "new"]
-    assert sample.main(list(map(str, command))) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = _refused_with(out, checkpoint, lambda recipe: recipe | change, capsys)
     assert "recipe" in error or "--factor must divide" in error
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"octave_gains": [[1.0], [1.0]]}, {"octave_gains": 1.0}, {"octave_gains": [True]}, {"condition_from": [25]},
+        {"condition_from": 1.5}, {"condition_to": [0, 0]}, {"condition_to": 0.5}, {"start_from": "5"},
+        {"start_from": 5.5}, {"timesteps": [True]}, {"timesteps": [[3]]}, {"factor": 2.0}, {"factor": [2]},
+        {"factor": True}, {"respaced_range_t": 0.5}, {"respaced_range_t": True}, {"eta": True}, {"clip": 1},
+        {"sampler": ["ddim"]}, {"exact_low_band": None},
+    ],
+)  # fmt: skip
+def test_hostile_plans_are_refused(
+    change: dict[str, Any], run: Sample, references: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run("--ref", references / "a.png", "--factor", 2, "--num-samples", 1)
+    error = _refused_with(out, checkpoint, lambda recipe: recipe | {"plan": recipe["plan"] | change}, capsys)
+    assert "the recipe's plan is not of this version" in error
+
+
+def _refused_with(
+    out: Path, checkpoint: Path, change: Callable[[dict[str, Any]], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> str:
+    with Image.open(out / "a_N2_0.png") as image:
+        info = PngInfo()
+        info.add_text("ilvr_lightning", json.dumps(change(json.loads(image.info["ilvr_lightning"]))))
+        image.save(out / "hostile.png", pnginfo=info)
+    return refused(capsys, "--reproduce", out / "hostile.png", "--ckpt", checkpoint, "--out", out / "new")

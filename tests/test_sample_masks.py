@@ -122,6 +122,7 @@ def test_masked_picture_is_reproduced(
         (["--ref", "a.png", "--exact-low-band", "--range", "25:5"], "give ranges that end at 0"),
         (["--ref", "a.png", "--mask", "left.png", "--start-from", "9"], "--start-from begins from the whole reference"),
         (["--ref", "cut.png", "--start-from", "9", "--steps", "4"], "--start-from begins from the whole reference"),
+        (["--ref", "a.png", "--mask", ""], "--mask: a name is empty"),
         (["--unconditional", "--exact-low-band"], "--exact-low-band is for --ref"),
         (["--ref", "a.png", "--exact-low-band", "--kernel", "ideal"], "--exact-low-band is of a kernel that downsamp"),
     ],
@@ -155,6 +156,16 @@ def test_trajectory(run: Sample, pictures: Path, capsys: pytest.CaptureFixture[s
     assert "0 to make, 2 already there" in capsys.readouterr().out
     run(*flags, "--overwrite", "--seed", 1)
     assert not list(out.glob("*_steps.*"))  # they were of other pictures
+
+
+def test_references_of_one_name_keep_their_grids(run: Sample, pictures: Path) -> None:
+    for folder in ("x", "y", "z"):
+        (pictures / folder).mkdir()
+        noise = np.random.default_rng(ord(folder)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / folder / "s.png")
+    three = [pictures / folder / "s.png" for folder in ("x", "y", "z")]
+    out = run("--ref", *three, "--mask", pictures / "left.png")
+    assert len(list(out.glob("s*_grid.png"))) == 3
 
 
 def test_trajectory_of_many_steps_keeps_some(run: Sample, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,8 @@ class ILVRRun:
 
     def _cells(self, mask: Tensor, t: int) -> Tensor:
         """Which cells of the filter's grid a step that goes to t conditions."""
-        return mask >= 1 - t / self.schedule.num_timesteps - 1e-6  # a mean of ones may round to less
+        # A mean of ones may round to less.
+        return (mask > 0) & (mask >= 1 - t / self.schedule.num_timesteps - 1e-6)
 
     def _noise(self, x: Tensor) -> Tensor:
         """The noise of the reference in this step."""

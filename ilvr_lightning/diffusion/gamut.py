@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilvr_lightning.diffusion.low_pass import LowPassFilter, low_pass_factors
+from ilvr_lightning.diffusion.factor import check_factor
+from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, low_pass_factors
 from ilvr_lightning.diffusion.plan import as_tuple
 
 MOST_ROUNDS = 500
@@ -29,8 +30,14 @@ def with_low_band(
         factor: N, one or one an image.
         kernel: D's, a key of KERNELS.
         mask: (B or 1, 1, H, W); only where it is 1 must the low bands agree.
+
+    Raises:
+        ValueError: a factor does not divide the size, or the kernel is no resampling kernel.
     """
-    made = []
+    if kernel not in KERNELS:
+        raise ValueError(f"the kernel must be one that downsamples, {', '.join(KERNELS)}: got {kernel!r}")
+    y = y.expand_as(x)
+    made = [x[:0]]
     factors = as_tuple(factor if isinstance(factor, int) else tuple(factor))
     for i in range(len(x)):
         n = factors[i % len(factors)]
@@ -41,6 +48,7 @@ def with_low_band(
 
 def _one(x: Tensor, y: Tensor, factor: int, kernel: str, mask: Tensor | None) -> Tensor:
     height, width = x.shape[-2:]
+    check_factor(factor, (height, width))
     if factor == 1 and mask is None:
         return y.clone()
     downs = [low_pass_factors(side, factor, kernel)[1] for side in (height, width)]

@@ -51,14 +51,17 @@ class LowPassFilter:
         Raises:
             ValueError: x has another size than the filter.
         """
-        if tuple(x.shape[-2:]) != self.size:
-            raise ValueError(f"the low-pass filter is for images of {self.size}: got {tuple(x.shape[-2:])}")
+        self._check(x)
         key = (x.device, x.dtype)
         if key not in self._matrices:
             rows, columns = self._matrices[torch.device("cpu"), torch.float64]
             self._matrices[key] = (rows.to(x.dtype).to(x.device), columns.to(x.dtype).to(x.device))
         rows, columns = self._matrices[key]
         return rows @ x @ columns
+
+    def _check(self, x: Tensor) -> None:
+        if tuple(x.shape[-2:]) != self.size:
+            raise ValueError(f"the low-pass filter is for images of {self.size}: got {tuple(x.shape[-2:])}")
 
     def coarse(self, mask: Tensor) -> Tensor:
         """A mask's mean over each cell of the filter's grid, one cell being N x N pixels.
@@ -70,6 +73,7 @@ class LowPassFilter:
             (B, 1, n_h, n_w) in float64, n being a side over N; with a factor an image, over the smallest, the grids of
             the others filled up with 0.
         """
+        self._check(mask)
         rows, columns = (
             _batched([_grown(_mean_matrix(side, n), 0, max(cells)) for n in cells])
             for side, cells in zip(self.size, self._cells, strict=True)
@@ -82,6 +86,7 @@ class LowPassFilter:
         Where D U is 1 (orthogonal, ideal, box) D of it is the weighted D x, exactly; in pixels weights fade over the
         reach of U, two cells for the bicubic kernel ("ideal" and orthogonal Lanczos have no end, and ring at an edge).
         """
+        self._check(x)
         key = (x.device, x.dtype)
         if key not in self._pairs:
             ups, downs = self._pairs[torch.device("cpu"), torch.float64]

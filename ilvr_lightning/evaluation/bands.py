@@ -49,18 +49,20 @@ def band_figures(x: Tensor, y: Tensor, factor: int, components: int = 128) -> Ba
     )
 
 
+NO_ENERGY = 1e-6
+"""Mean square of a pixel: what rounding to 8 bits alone makes is ten times that."""
+
+
 def octave_energies(x: Tensor, y: Tensor, factor: int) -> list[float]:
     """Energy of x over that of y (both (B, C, H, W)) in each octave above the frequencies of N, the finest last.
 
-    Octaves lie between the orthogonal bicubic filters of N, N/2 ... 1, N being a power of two.
+    Octaves lie between the orthogonal bicubic filters of N, N/2 ... 1, N being a power of two; NaN where y has nothing.
     """
     octaves = factor.bit_length() - 1
     filters = [LowPassFilter((x.shape[2], x.shape[3]), 2**k, orthogonal=True) for k in range(octaves, -1, -1)]
     ours, theirs = ([low_pass(z.double()) for low_pass in filters] for z in (x, y))
-    return [
-        float((ours[i + 1] - ours[i]).square().sum() / (theirs[i + 1] - theirs[i]).square().sum().clamp(min=1e-30))
-        for i in range(octaves)
-    ]
+    energies = [[float((z[i + 1] - z[i]).square().mean()) for i in range(octaves)] for z in (ours, theirs)]
+    return [a / b if b > NO_ENERGY else math.nan for a, b in zip(*energies, strict=True)]
 
 
 def octave_ratios(x: Tensor, y: Tensor) -> list[float]:

@@ -61,10 +61,11 @@ def inspect(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Convert a checkpoint."""
+    from ilvr_lightning.pretrained.export import check_target, note_on_reading
     from ilvr_lightning.pretrained.export import export as write
-    from ilvr_lightning.pretrained.export import note_on_reading
     from ilvr_lightning.pretrained.load import load_denoiser
 
+    check_target(args.out)
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     if args.calibrate:
         _calibrate(loaded, args)
@@ -82,17 +83,20 @@ MOST_IMAGES = 64
 def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
     import torch
 
-    from ilvr_lightning.calibration import calibrate_presets
+    from ilvr_lightning.calibration import FARTHEST, calibrate_presets
     from ilvr_lightning.session import find_references
 
     if args.to != "safetensors":
         raise UserError(f"--calibrate is for --to safetensors; {args.to} has no place for it")
-    references = find_references(args.calibrate, loaded.image_shape, "crop")[:MOST_IMAGES]
+    references = find_references(args.calibrate, loaded.image_shape, "crop", setting="--calibrate")[:MOST_IMAGES]
     images = torch.stack([r.tensor for r in references])
     print(f"calibrating  on {len(images)} images ...", flush=True)
     gains = calibrate_presets(loaded, loaded.schedule, images, clip=loaded.clip)
     loaded.description = replace(loaded.description, octave_gains=gains)
     print("\n".join(line for line in loaded.description.lines() if "octave_gains" in line))
+    every = [gain for by_factor in gains.values() for each in by_factor.values() for gain in each]
+    if any(abs(gain - 1) > FARTHEST - 1e-3 for gain in every):
+        print("note         a gain is at its limit: are the images of the training domain, and enough of them?")
 
 
 if __name__ == "__main__":

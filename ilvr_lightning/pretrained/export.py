@@ -35,9 +35,14 @@ def export(loaded: LoadedDenoiser, kind: str, out: Path) -> list[Path]:
     Raises:
         UserError: the format cannot hold this network, or the target is taken.
     """
+    check_target(out)
+    return EXPORTS[kind](loaded, out)
+
+
+def check_target(out: Path) -> None:
+    """Raise a UserError if something would be overwritten."""
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already; give another name")
-    return EXPORTS[kind](loaded, out)
 
 
 def _safetensors(loaded: LoadedDenoiser, out: Path) -> list[Path]:
