@@ -3,11 +3,9 @@
 import functools
 import hashlib
 import json
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,10 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader
 
 from ilvr_lightning.diffusion.plan import SamplingPlan
-from ilvr_lightning.errors import UserError
 from ilvr_lightning.grid import low_pass_pixels, reference_columns
 from ilvr_lightning.images import BrokenImageError, Column, Pixels, draw_grid, read_image, to_pixels
-from ilvr_lightning.recipe import Recipe, read_recipe, read_text
+from ilvr_lightning.recipe import Recipe, plan_of, read_recipe, read_text
 from ilvr_lightning.references import Reference
 
 MAX_ROWS = 24
@@ -255,37 +252,9 @@ def plan_settings(plan: SamplingPlan, setting: Setting | None) -> dict[str, Any]
     return plain
 
 
-def plan_of(recipe: Recipe) -> SamplingPlan:
-    """The plan that a recipe holds."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.plan.items()}
-    try:
-        if set(values) != {f.name for f in fields(SamplingPlan)}:
-            raise ValueError(f"it sets {', '.join(values) or 'nothing'}")
-        for name, hint in typing.get_type_hints(SamplingPlan).items():
-            if not _is_of(values[name], hint):
-                raise ValueError(f"{name} is of another type: got {values[name]!r:.80}")
-        return SamplingPlan(**values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"the recipe's plan is not of this version: {error}") from None
-
-
 def trajectory_files(picture: Path) -> tuple[Path, Path]:
     """The strip and the animation of a picture."""
     return picture.with_name(f"{picture.stem}_steps.png"), picture.with_name(f"{picture.stem}_steps.webp")
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value of one picture is of a field's type; what may be one an image is one."""
-    if hint in (bool, int, NoneType):
-        return type(value) is hint
-    if hint is float:
-        return type(value) in (int, float)
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(each, typing.get_args(hint)[0]) for each in value)
-    kinds = typing.get_args(hint)
-    return any(_is_of(value, kind) for kind in kinds if not (int in kinds and typing.get_origin(kind) is tuple))
 
 
 def _is_made(path: Path, recipe: Recipe) -> bool:

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+import typing
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.errors import UserError
 
 KEY = "ilvr_lightning"
 HASH = re.compile("[0-9a-f]{64}")
@@ -87,3 +92,31 @@ def _is_sound(recipe: Recipe) -> bool:
         and recipe.precision in ("32", "bf16")
         and recipe.device in ("cpu", "cuda", "mps")
     )
+
+
+def plan_of(recipe: Recipe) -> SamplingPlan:
+    """The plan that a recipe holds."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.plan.items()}
+    try:
+        if set(values) != {f.name for f in fields(SamplingPlan)}:
+            raise ValueError(f"it sets {', '.join(values) or 'nothing'}")
+        for name, hint in typing.get_type_hints(SamplingPlan).items():
+            if not _is_of(values[name], hint):
+                raise ValueError(f"{name} is of another type: got {values[name]!r:.80}")
+        return SamplingPlan(**values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"the recipe's plan is not of this version: {error}") from None
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value of one picture is of a field's type; what may be one an image is one."""
+    if hint in (bool, int, NoneType):
+        return type(value) is hint
+    if hint is float:
+        return type(value) in (int, float)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, typing.get_args(hint)[0]) for each in value)
+    kinds = typing.get_args(hint)
+    return any(_is_of(value, kind) for kind in kinds if not (int in kinds and typing.get_origin(kind) is tuple))

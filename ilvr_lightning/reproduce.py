@@ -11,9 +11,9 @@ import torch
 from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import from_tensor, read_image, to_image, to_pixels
-from ilvr_lightning.jobs import Job, plan_of, settings_of, write_whole
+from ilvr_lightning.jobs import Job, settings_of, write_whole
 from ilvr_lightning.pretrained.load import file_sha256, load_denoiser, recognise
-from ilvr_lightning.recipe import Recipe, read_recipe, recipe_info
+from ilvr_lightning.recipe import Recipe, plan_of, read_recipe, recipe_info
 from ilvr_lightning.references import Reference
 from ilvr_lightning.runs import make_writable
 from ilvr_lightning.sampling import ILVRSampler

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
-from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains
+from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains, like
 from ilvr_lightning.diffusion.noise import NoiseSource
 from ilvr_lightning.diffusion.plan import ReferenceNoise, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
@@ -112,7 +112,7 @@ class ILVRRun:
 
     def __post_init__(self) -> None:
         if self.settings.mask is not None:
-            self._mask = self.settings.low_pass.coarse(self.settings.mask).to(self.settings.reference)
+            self._mask = like(self.settings.low_pass.coarse(self.settings.mask), self.settings.reference)
         if self.settings.has_gains:
             self._octaves = OctaveGains(self.settings.low_pass, self.settings.octave_gains)
 

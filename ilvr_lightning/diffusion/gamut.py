@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.factor import check_factor
-from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, low_pass_factors
+from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, like, low_pass_factors
 from ilvr_lightning.diffusion.plan import as_tuple
 
 MOST_ROUNDS = 500
@@ -52,14 +52,14 @@ def _one(x: Tensor, y: Tensor, factor: int, kernel: str, mask: Tensor | None) ->
     if factor == 1 and mask is None:
         return y.clone()
     downs = [low_pass_factors(side, factor, kernel)[1] for side in (height, width)]
-    up_h, up_w = (torch.linalg.pinv(down).to(x) for down in downs)
-    down_h, down_w = (down.to(x) for down in downs)
+    up_h, up_w = (like(torch.linalg.pinv(down), x) for down in downs)
+    down_h, down_w = (like(down, x) for down in downs)
     # Rounding moves a pixel by half a level at most, and the mean of pixels that D makes by this much.
     rounding = 0.5 * float(down_h.abs().sum(1).max() * down_w.abs().sum(1).max())
     tolerance = (0.998 - rounding) / 127.5
     held: Tensor | float = 1.0
     if mask is not None:
-        held = (LowPassFilter((height, width), factor, kernel).coarse(mask) >= 1 - 1e-6).to(x)
+        held = like(LowPassFilter((height, width), factor, kernel).coarse(mask) >= 1 - 1e-6, x)
 
     def off(v: Tensor) -> Tensor:
         return held * (down_h @ (y - v.clamp(-1, 1)) @ down_w.mT)

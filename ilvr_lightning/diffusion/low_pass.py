@@ -55,7 +55,7 @@ class LowPassFilter:
         key = (x.device, x.dtype)
         if key not in self._matrices:
             rows, columns = self._matrices[torch.device("cpu"), torch.float64]
-            self._matrices[key] = (rows.to(x.dtype).to(x.device), columns.to(x.dtype).to(x.device))
+            self._matrices[key] = (like(rows, x), like(columns, x))
         rows, columns = self._matrices[key]
         return rows @ x @ columns
 
@@ -90,9 +90,9 @@ class LowPassFilter:
         key = (x.device, x.dtype)
         if key not in self._pairs:
             ups, downs = self._pairs[torch.device("cpu"), torch.float64]
-            self._pairs[key] = [m.to(x) for m in ups], [m.to(x) for m in downs]
+            self._pairs[key] = [like(m, x) for m in ups], [like(m, x) for m in downs]
         (up_h, up_w), (down_h, down_w) = self._pairs[key]
-        weighted: Tensor = up_h @ (weight.to(x) * (down_h @ x @ down_w.mT)) @ up_w.mT
+        weighted: Tensor = up_h @ (like(weight, x) * (down_h @ x @ down_w.mT)) @ up_w.mT
         return weighted
 
 
@@ -126,11 +126,16 @@ class OctaveGains:
     def __call__(self, x: Tensor) -> Tensor:
         """Change x (B, C, H, W)."""
         made, finer = x, x
-        for gain, low_pass in zip(self._gains.to(x), self._filters, strict=True):
+        for gain, low_pass in zip(like(self._gains, x), self._filters, strict=True):
             coarser = low_pass(x)
             made = made + (gain - 1) * (finer - coarser)
             finer = coarser
         return made
+
+
+def like(table: Tensor, x: Tensor) -> Tensor:
+    """A float64 table as x is, its dtype first: not every device has float64."""
+    return table.to(x.dtype).to(x.device)
 
 
 def _batched(matrices: list[Tensor]) -> Tensor:
