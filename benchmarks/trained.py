@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows to make")
     parser.add_argument("--real", nargs="+", default=[], help="other real images, for the floor")
+    parser.add_argument("--diversity", type=int, default=10, help="references that it is measured on; 0 leaves it out")
     parser.add_argument("--features", type=Path, help="what benchmarks.features saved")
     args = parser.parse_args()
     loaded = load_denoiser(args.ckpt)
@@ -155,7 +156,8 @@ def main() -> None:
                 x = sample(loaded, plan, y, hashes, seed, args.batch_size)
                 seconds += (time.perf_counter() - start) / args.seeds / len(y)
                 made.append(Row.of(x, y, factor, features))
-            spread = diversity(loaded, plan, y[:10], hashes[:10], args.seeds, args.batch_size)
+            few = args.diversity
+            spread = diversity(loaded, plan, y[:few], hashes[:few], args.seeds, args.batch_size) if few else None
             print(line(name, made, spread, seconds), flush=True)
 
 
