@@ -25,17 +25,17 @@ endif
 ifdef SHORT
 TRAIN := trainer.max_epochs=1 trainer.limit_train_batches=60 optim.decay_steps=60
 SAMPLE := --steps 10
-HELD_OUT := 8
+HELD_OUT := 64:72
 else
-HELD_OUT := 128
+HELD_OUT := 64:192
 endif
 
 demo: demo-env
 	$(PYTHON) train.py configs/toon32.yaml $(TRAIN)
 	$(PYTHON) sample.py --ref data/references --factor 4 8 --num-samples 4 --out samples/demo --overwrite $(SAMPLE)
-	$(PYTHON) -m benchmarks.high_band --ref 'data/toon:test[0:$(HELD_OUT)]' $(SAMPLE)
+	$(PYTHON) -m benchmarks.high_band --ref 'data/toon:test[$(HELD_OUT)]' $(SAMPLE)
 	@echo
-	@echo "pictures     samples/demo/*_grid.png and runs/toon32/*/grids/"
+	@echo "pictures     samples/demo/grid.png, samples/demo/*_grid.png and runs/toon32/*/grids/"
 	@echo "TensorBoard  $(dir $(PYTHON))tensorboard --logdir runs --samples_per_plugin images=1000"
 
 test: test-env

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         with torch.no_grad():
             x = torch.cat([module.predict_step(batch) for batch in batches]).clamp(-1, 1)
         seconds = (time.perf_counter() - start) / len(x)
-        low_pass = LowPassFilter((shape[1], shape[2]), factor)
+        low_pass = LowPassFilter((shape[1], shape[2]), factor, orthogonal=True)
         energy = (x - low_pass(x)).square().mean() / (y - low_pass(y)).square().mean()
         low = (low_pass(x) - low_pass(y)).square().mean().sqrt()
         down_h, down_w = (low_pass_factors(side, factor)[1] for side in shape[1:])

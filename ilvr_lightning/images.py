@@ -1,12 +1,13 @@
 """Pictures in and out: reading with care, [-1, 1] <-> 8 bits, labelled grids."""
 
 import io
+import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -166,7 +167,10 @@ def draw_grid(columns: Sequence[Column], title: str, min_tile: int = 96) -> Imag
     tile_h, tile_w, gap, margin = height * zoom, width * zoom, 2, 12
     font = ImageFont.load_default(14)
     header = 44
-    widths = [max((len(row) for row in c.rows), default=0) * (tile_w + gap) - gap for c in columns]
+    widths = [
+        max(max((len(row) for row in c.rows), default=0) * (tile_w + gap) - gap, math.ceil(font.getlength(c.label)))
+        for c in columns
+    ]
     total = (2 * margin + sum(widths) + margin * (len(widths) - 1), header + margin)
     rows = max(len(c.rows) for c in columns)
     title_width = int(font.getlength(title)) + 2 * margin
@@ -175,17 +179,10 @@ def draw_grid(columns: Sequence[Column], title: str, min_tile: int = 96) -> Imag
     draw.text((margin, 4), title, fill="black", font=font)
     left = margin
     for column, column_width in zip(columns, widths, strict=True):
-        draw.text((left, 24), _shortened(column.label, column_width, font), fill="black", font=font)
+        draw.text((left, 24), column.label, fill="black", font=font)
         for i, row in enumerate(column.rows):
             for j, pixels in enumerate(row):
                 tile = to_image(pixels).convert("RGB").resize((tile_w, tile_h), Image.Resampling.NEAREST)
                 sheet.paste(tile, (left + j * (tile_w + gap), header + i * (tile_h + gap)))
         left += column_width + margin
     return sheet
-
-
-def _shortened(label: str, width: int, font: Any) -> str:
-    """The label, cut where it would run into the next one."""
-    while len(label) > 1 and font.getlength(label) > width + 8:
-        label = label[:-1]
-    return label

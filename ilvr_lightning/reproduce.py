@@ -39,7 +39,7 @@ def reproduce(args: argparse.Namespace) -> int:
     shape = (channels, old.shape[0], old.shape[1])
     reference = _find_reference(recipe, source, args, shape)
     target = folder / source.name
-    if target.exists() and target.resolve() == source.resolve():
+    if (target.exists() and not args.overwrite) or target.resolve() == source.resolve():
         target = folder / f"{source.stem}_reproduced.png"
     make_writable(folder, "--out")
     if target.exists() and not args.overwrite:

@@ -300,6 +300,11 @@ def test_reproduce(
     assert sample.main(list(map(str, command))) == 0
     assert "identical" in capsys.readouterr().out
     assert (pixels(tmp_path / "again" / made.name) == pixels(made)).all()
+    # Where a picture of that name is, it goes beside it.
+    assert sample.main(list(map(str, command))) == 0
+    beside = tmp_path / "again" / f"{made.stem}_reproduced.png"
+    assert (pixels(beside) == pixels(made)).all()
+    assert "is there already; give another folder" in refused(capsys, *command)
 
 
 def test_reproduce_says_what_is_missing(

@@ -44,6 +44,7 @@ def make_parser() -> Parser:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print what a checkpoint is, without loading its weights."""
+    from ilvr_lightning.pretrained.description import gain_lines
     from ilvr_lightning.pretrained.load import recognise
 
     found = recognise(args.checkpoint, overrides=dict(args.override))
@@ -51,7 +52,7 @@ def inspect(args: argparse.Namespace) -> int:
     network, _ = found.outline()
     kind, *rest = description.lines()
     print(f"kind         {kind}")
-    print("\n".join(rest))
+    print("\n".join([*rest, *gain_lines(description)]))
     print(f"parameters   {sum(p.numel() for p in network.parameters()):,}")
     print(f"EMA          {'the file does not tell' if found.has_ema is None else 'yes' if found.has_ema else 'no'}")
     for name, value in description.facts.items():
@@ -84,6 +85,7 @@ def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
     import torch
 
     from ilvr_lightning.calibration import FARTHEST, calibrate_presets
+    from ilvr_lightning.pretrained.description import gain_lines
     from ilvr_lightning.session import find_references
 
     if args.to != "safetensors":
@@ -93,7 +95,7 @@ def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
     print(f"calibrating  on {len(images)} images ...", flush=True)
     gains = calibrate_presets(loaded, loaded.schedule, images, clip=loaded.clip)
     loaded.description = replace(loaded.description, octave_gains=gains)
-    print("\n".join(line for line in loaded.description.lines() if "octave_gains" in line))
+    print("\n".join(gain_lines(loaded.description)))
     every = [gain for by_factor in gains.values() for each in by_factor.values() for gain in each]
     if any(abs(gain - 1) > FARTHEST - 1e-3 for gain in every):
         print("note         a gain is at its limit: are the images of the training domain, and enough of them?")

@@ -56,12 +56,18 @@ class Description:
         lines = [f"{self.kind}, {self.image_shape[0]}x{height}x{width}", f"model        {' '.join(model)}"]
         clips = "clips x_0" if self.clip else "does not clip x_0"
         lines += [f"diffusion    {schedule}, T={d.T}, predicts {d.prediction}, {clips}"]
-        for preset, by_factor in self.octave_gains.items():
-            each = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
-            lines += [f"{preset:12} octave_gains {', '.join(each)}"]
         if self.assumed:
             lines += [f"assumed      {'; '.join(self.assumed)}"]
         return lines
+
+
+def gain_lines(description: Description) -> list[str]:
+    """octave_gains for a reader, a line a preset."""
+    lines = []
+    for preset, by_factor in description.octave_gains.items():
+        each = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
+        lines.append(f"{preset:12} octave_gains {', '.join(each)}")
+    return lines
 
 
 def _short(value: Any) -> str:
