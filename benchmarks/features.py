@@ -10,6 +10,7 @@ import argparse
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,9 +64,9 @@ def features_of(network: Features, x: Tensor) -> Tensor:
     return torch.cat(made)
 
 
-def _tensors(rows: object) -> tuple[Tensor, Tensor]:
-    images = [to_pixels(convert(image)) for image in rows["image"]]  # type: ignore[index]
-    return to_tensor(np.stack(images)), torch.tensor(rows["label"])  # type: ignore[index]
+def _tensors(rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    images = [to_pixels(convert(image)) for image in rows["image"]]
+    return to_tensor(np.stack(images)), torch.tensor(rows["label"])
 
 
 def main() -> None:
