@@ -74,7 +74,7 @@ def test_default_recipe(tmp_path: Path) -> None:
         ("data.validation_fraction=1", ["data.validation_fraction must be between 0 and 1: got 1"]),
         ("seed=-1", ["seed must be from 0 to 4294967295: got -1"]),
         ("ema.decay=1", ["ema.decay must be in [0, 1): got 1"]),
-        ("model.patch_size=3", ["model.patch_size must be 1 or 2: got 3"]),
+        ("model.patch_size=3", ["model.patch_size must be 1, 2 or 4: got 3"]),
         ("diffusion.num_timesteps=20", ["diffusion.num_timesteps must be above 20", "got 20"]),
         ("diffusion.betas=[0.1,1]", ["diffusion.betas must be a list of numbers, each above 0 and below 1"]),
         ("data.image_size=30", ["data.image_size must be a multiple of 8", "got 30x30"]),

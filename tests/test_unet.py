@@ -187,3 +187,21 @@ def test_size_that_the_levels_do_not_divide(size: tuple[int, int], patch_size: i
 def test_heads_that_do_not_divide_the_channels() -> None:
     with pytest.raises(ValueError, match="must divide a level's 8 channels: got -1 and 3"):
         UNet(UNetConfig(channels=8, channel_mult=(1,), num_head_channels=-1, num_heads=3), (4, 4))
+
+
+def test_pixel_channels_go_with_patches() -> None:
+    with pytest.raises(ValueError, match=r"model\.pixel_channels goes with patches"):
+        UNetConfig(pixel_channels=8)
+    with pytest.raises(ValueError, match=r"model\.pixel_channels must be at least 0"):
+        UNetConfig(patch_size=2, pixel_channels=-1)
+
+
+@pytest.mark.parametrize("patch_size", [2, 4])
+def test_new_network_with_pixel_channels_says_nothing(patch_size: int) -> None:
+    config = UNetConfig(
+        channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), patch_size=patch_size,
+        pixel_channels=4, learn_sigma=True,
+    )  # fmt: skip
+    out = UNet(config, (16, 24), 1)(torch.randn(2, 1, 16, 24), torch.tensor([1, 2]))
+    assert out.shape == (2, 2, 16, 24)
+    assert not out.any()
