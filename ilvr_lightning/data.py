@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ilvr_lightning.config import DataConfig
+from ilvr_lightning.decoded import decode_rows, map_rows
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import BrokenImageError, Pixels, fit_image, from_tensor, read_image, to_pixels, to_tensor
@@ -25,18 +26,18 @@ PADDING = -1
 
 
 class ImageRows(Dataset[tuple[Tensor, int, int]]):
-    """Rows of a split, decoded, fitted and, where they are few, kept in memory.
+    """Rows of a split, decoded, fitted and, where they are few, kept: in a file of the cache folder, or in memory.
 
     A broken row gives the next good one in its place and is named by the third value; -1 where nothing was broken.
     """
 
-    def __init__(self, rows: Rows, config: DataConfig) -> None:
+    def __init__(self, rows: Rows, config: DataConfig, cache: Path | None = None) -> None:
         self.rows = rows
         self.config = config
         self.broken: dict[int, str] = {}
         self.cache: Pixels | None = None
         if len(rows) * config.size[0] * config.size[1] * config.channels <= config.cache_mb * 2**20:
-            self._fill_cache()
+            self._fill_cache(cache)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,31 +69,22 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
             ) from None
         return to_pixels(fit_image(image, self.config.size))
 
-    def _fill_cache(self) -> None:
+    def _fill_cache(self, folder: Path | None) -> None:
         """Decode everything once; broken rows leave the set here, named and counted."""
-
-        def attempt(row: int) -> Pixels | BrokenImageError:
-            try:
-                return self._decode(row)
-            except BrokenImageError as error:
-                return error
-
-        height, width = self.config.size
-        cache = np.empty((len(self.rows), height, width, self.config.channels), dtype=np.uint8)
-        good: list[int] = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for row, result in enumerate(pool.map(attempt, range(len(self.rows)))):
-                if not isinstance(result, BrokenImageError):
-                    cache[len(good)] = result
-                    good.append(row)
-                elif self.config.on_broken == "stop":
-                    raise result
-                else:
-                    self.broken[row] = str(result)
-        if not good:
+        shape = (*self.config.size, self.config.channels)
+        skip = self.config.on_broken == "skip"
+        try:
+            if folder is None:
+                made = decode_rows(len(self.rows), shape, self._decode, skip)
+            else:
+                made = map_rows(folder, self.rows.fingerprint, len(self.rows), shape, self._decode, skip)
+        except OSError as error:  # a full disk, or one that may not be written
+            warnings.warn(f"decoded images stay in memory: {folder} cannot be written ({error.strerror})", stacklevel=2)
+            made = decode_rows(len(self.rows), shape, self._decode, skip)
+        if not made.good:
             raise UserError(f"data.path={self.config.path}: no image in it can be read")
-        self.cache = cache[: len(good)]
-        self.rows = self.rows.select(good)
+        self.cache, self.broken = made.pixels, made.broken
+        self.rows = self.rows.select(made.good)
 
 
 class TrainBatches(Sampler[list[int]]):
@@ -166,15 +158,17 @@ class HFImageDataModule(pl.LightningDataModule):
     Args:
         config: what to read and how.
         seed: of the order and of what is held out.
+        cache: folder for decoded images that ranks and later runs share; without one they are decoded in memory.
 
     Raises:
         UserError: the data set is missing, gated, empty, or has no image column.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0) -> None:
+    def __init__(self, config: DataConfig, seed: int = 0, cache: Path | None = None) -> None:
         super().__init__()
         self.config = config
         self.seed = seed
+        self.cache = cache
         self.train: ImageRows | None = None
         self.validation: ImageRows | None = None
         self._seen_broken: set[tuple[str, int]] = set()
@@ -184,7 +178,8 @@ class HFImageDataModule(pl.LightningDataModule):
         if self.train is not None:
             return
         train, validation = open_splits(self.config, self.seed)
-        self.train, self.validation = ImageRows(train, self.config), ImageRows(validation, self.config)
+        self.train = ImageRows(train, self.config, self.cache)
+        self.validation = ImageRows(validation, self.config, self.cache)
         for part, rows in (("train", self.train), ("validation", self.validation)):
             for message in list(rows.broken.values())[:5]:
                 warnings.warn(message, stacklevel=2)

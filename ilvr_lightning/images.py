@@ -132,7 +132,7 @@ def to_pixels(image: Image.Image) -> Pixels:
 
 def to_tensor(pixels: Pixels) -> Tensor:
     """(..., H, W, C) 8-bit to (..., C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3))).float() / 127.5 - 1
+    return torch.from_numpy(np.array(np.moveaxis(pixels, -1, -3), order="C")).float() / 127.5 - 1
 
 
 def from_tensor(x: Tensor) -> Pixels:

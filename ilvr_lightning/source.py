@@ -20,6 +20,8 @@ class Rows(Protocol):
     """Encoded images of one split."""
 
     name: str
+    fingerprint: str
+    """Equal for equal rows."""
 
     def __len__(self) -> int: ...
 
@@ -40,6 +42,7 @@ class HFRows:
         self.dataset = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self.column = column
         self.name = name
+        self.fingerprint: str = self.dataset._fingerprint
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -333,3 +333,65 @@ def test_seed_of_the_order_matters() -> None:
     orders = [list(TrainBatches(22, 4, 1, 0, 1, seed, lambda: 0)) for seed in (0, 1)]
     assert orders[0] != orders[1]
     assert np.unique(sum(orders[0], [])).size == 20
+
+
+def test_decoded_once_and_mapped(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second to come decodes nothing and sees the same; another size is another file."""
+    cache = tmp_path / "decoded"
+
+    def rows(image_size: int = 8) -> tuple[ImageRows, ImageRows]:
+        data = HFImageDataModule(config(classes, image_size=image_size), cache=cache)
+        data.setup()
+        assert data.train is not None and data.validation is not None
+        return data.train, data.validation
+
+    plain = HFImageDataModule(config(classes))
+    plain.setup()
+    first = rows()
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageRows, "_decode", lambda self, row: pytest.fail("decoded again"))
+        second = rows()
+    assert plain.train is not None and plain.validation is not None
+    for a, b, c in zip((plain.train, plain.validation), first, second, strict=True):
+        assert a.cache is not None and b.cache is not None and c.cache is not None
+        assert isinstance(c.cache, np.memmap)
+        np.testing.assert_array_equal(a.cache, b.cache)
+        np.testing.assert_array_equal(a.cache, c.cache)
+        torch.testing.assert_close(a[0][0], c[0][0], rtol=0, atol=0)
+    assert len(list(cache.glob("*.npy"))) == 2
+    rows(image_size=4)
+    assert len(list(cache.glob("*.npy"))) == 4
+    assert not list(cache.glob("*partial*"))
+
+
+def test_decoded_file_remembers_broken_rows(one_broken: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        data = HFImageDataModule(config(one_broken), cache=tmp_path / "decoded")
+        with pytest.warns(UserWarning, match="1 broken images skipped in train"):
+            data.setup()
+        assert data.train is not None
+        assert len(data.train) == 4
+        assert list(data.train.broken) == [2]
+
+
+def test_decoded_stay_in_memory_where_nothing_can_be_written(classes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    data = HFImageDataModule(config(classes), cache=tmp_path / "file")
+    with pytest.warns(UserWarning, match="decoded images stay in memory"):
+        data.setup()
+    assert data.train is not None
+    assert data.train.cache is not None and not isinstance(data.train.cache, np.memmap)
+
+
+def test_half_written_file_is_made_again(classes: Path, tmp_path: Path) -> None:
+    """Killed after the array and before its description: nobody trusts it."""
+    cache = tmp_path / "decoded"
+    HFImageDataModule(config(classes), cache=cache).setup()
+    for about in cache.glob("*.json"):
+        about.unlink()
+    for array in cache.glob("*.npy"):
+        array.write_bytes(array.read_bytes()[:100])
+    data = HFImageDataModule(config(classes), cache=cache)
+    data.setup()
+    assert data.train is not None
+    assert data.train[0][0].shape == (3, 8, 8)
