@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
 def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     """Load -> jobs -> Trainer.predict -> PNGs and grids."""
     from ilvr_lightning.grid import ILVRGrid
+    from ilvr_lightning.hardware import sampling_seconds, should_compile
     from ilvr_lightning.jobs import SampleJobs, make_jobs
     from ilvr_lightning.pretrained.load import load_denoiser
     from ilvr_lightning.runs import make_writable
@@ -63,7 +64,17 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
         args.trajectory,
     )
     trainer = make_trainer(args.device, args.devices, [SampleWriter(jobs), ILVRGrid()])
-    module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, trainer.strategy.root_device))
+    device = trainer.strategy.root_device
+    bf16 = use_bf16(args.precision, device)
+    evaluations = len(plan.timesteps or ()) or plan.num_steps
+    compile_it = should_compile(
+        args.compile,
+        device,
+        lambda: sampling_seconds(
+            loaded.network, shape, args.batch_size, bf16, evaluations * -(-len(jobs.todo) // args.batch_size)
+        ),
+    )
+    module = ILVRSampler(loaded, shape, plan, bf16, compile_it)
     if trainer.is_global_zero:
         done = len(jobs.jobs) - len(jobs.todo)
         print(

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ilvr_lightning.cli import announce, command
 from ilvr_lightning.config import Config
@@ -41,6 +42,7 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.callbacks import EMA, Checkpoints, TrainingLog
     from ilvr_lightning.data import HFImageDataModule
     from ilvr_lightning.grid import ILVRGrid
+    from ilvr_lightning.hardware import for_training, should_compile
     from ilvr_lightning.module import DDPM
     from ilvr_lightning.pretrained.initialise import initialise
     from ilvr_lightning.pretrained.load import check_resumable
@@ -53,7 +55,9 @@ def train(config: Config, name: str) -> None:
         check_resumable(resume)
     folder = run_folder(config, name, resume)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = HFImageDataModule(config.data, config.seed)
+    root = Path(str(config.trainer.get("default_root_dir", "runs")))
+    make_writable(root, "trainer.default_root_dir")
+    data = HFImageDataModule(config.data, config.seed, cache=root / ".decoded")
     data.setup()
     module = DDPM(config)
     if resume is not None:
@@ -83,13 +87,17 @@ def train(config: Config, name: str) -> None:
             Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps),
         ],
     )
+    device = trainer.strategy.root_device
+    for_training(module.network, device)
+    if should_compile(config.compile, device):
+        module.compile_training()
     if trainer.is_global_zero:
         (folder / "config.yaml").write_text(to_yaml(replace(config, resume=None, init_from=None)))
         print(
             f"data         {config.data.path}: {data.counts}, {config.data.size[0]}x{config.data.size[1]} px\n"
             f"network      {sum(p.numel() for p in module.network.parameters()):,} parameters\n"
-            f"devices      {trainer.world_size} ({trainer.strategy.root_device.type}), global batch "
-            f"{config.data.batch_size}\n"
+            f"devices      {trainer.world_size} ({device.type}), global batch {config.data.batch_size}, "
+            f"precision {trainer.precision}\n"
             f"run          {folder}\n"
             f"watch        tensorboard --logdir {folder} --samples_per_plugin images=1000",
             flush=True,

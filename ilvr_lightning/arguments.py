@@ -106,7 +106,8 @@ def make_parser() -> Parser:
     add("--ref", nargs="+", default=[], metavar="PATH",
         help="reference pictures: files, folders, globs, or DATASET:SPLIT or DATASET:SPLIT[A:B]")  # fmt: skip
     add("--ckpt", metavar="PATH",
-        help="checkpoint, foreign ones too; the newest run's last one unless given")  # fmt: skip
+        help="checkpoint, foreign ones too, or the name of a model in data/pretrained; unless given, the newest run's "
+        "last one, else the model that comes with the project")  # fmt: skip
     add("--out", default="samples", metavar="DIR", help="folder for the pictures (%(default)s)")
     add("--num-samples", type=int, default=4, metavar="N", help="pictures a reference and factor (%(default)s)")
     add("--unconditional", action="store_true", help="follow no reference")
@@ -124,6 +125,8 @@ def make_parser() -> Parser:
     add("--devices", type=int, default=1, metavar="N", help="number of devices (%(default)s)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto",
         help="of the network; auto: bf16 on a GPU, 32 elsewhere")  # fmt: skip
+    add("--compile", type=_compile, default="auto", metavar="auto|true|false",
+        help="compile the network; auto: on a GPU, and on a CPU where a long run wins the time back")  # fmt: skip
     add("--overwrite", action="store_true", help="make again what the folder already holds")
     add("--reproduce", metavar="FILE.png", help="make a picture of ours again, from the recipe in it")
     plan = parser.add_argument_group("plan", "a preset, and what changes it; unless given, a setting is the preset's")
@@ -180,6 +183,12 @@ def add_override(parser: argparse.ArgumentParser) -> None:
         "--override", type=_override, action="append", default=[], metavar="KEY=VALUE",
         help="what a foreign checkpoint cannot tell, under ADM's flag names, as num_heads=4; as often as needed",
     )  # fmt: skip
+
+
+def _compile(text: str) -> bool | str:
+    if text not in ("auto", "true", "false"):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give auto, true or false")
+    return text if text == "auto" else text == "true"
 
 
 def _override(text: str) -> tuple[str, int | bool | str]:

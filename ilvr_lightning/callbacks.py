@@ -109,13 +109,14 @@ class Checkpoints(Checkpoint):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.best: float | None = None
+        self.last: float | None = None
         self._saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.last = state_dict["best"], state_dict.get("last")
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -134,6 +135,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loss = float(trainer.callback_metrics.get("val/loss", math.nan))
+        self.last = loss if math.isfinite(loss) else None
         better = math.isfinite(loss) and (self.best is None or loss < self.best)
         if better:
             self.best = loss
@@ -163,14 +165,23 @@ class Checkpoints(Checkpoint):
 
 
 class TrainingLog(Callback):
-    """train/* in TensorBoard, the loss in the progress bar."""
+    """train/* in TensorBoard, the loss in the progress bar; the checkpoint keeps how long the training took."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
         self._since_step = 0
         self._logged_step = -1
+        self._started = time.perf_counter()
+        self._before = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"training_seconds": self._before + time.perf_counter() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict.get("training_seconds", 0.0)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.perf_counter()
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             config = _ddpm(pl_module).config
             text = "\n".join("    " + line for line in to_yaml(config).splitlines())

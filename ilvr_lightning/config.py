@@ -81,7 +81,7 @@ class DataConfig:
     on_broken: Literal["skip", "stop"] = "skip"
     """What an unreadable image does: it is skipped and counted, or stops the run."""
     cache_mb: int = 1024
-    """Decoded images are kept in memory where they need less than this."""
+    """A data set that needs less than this is decoded once, into a file under <trainer.default_root_dir>/.decoded."""
     num_workers: int | None = None
     """Processes that decode; unless given, by the number of processors, and none for cached images."""
 
@@ -261,6 +261,8 @@ class Config:
     """Checkpoint to go on from, or auto: this recipe's newest."""
     init_from: str | None = None
     """Checkpoint to fine-tune from, whoever wrote it: its weights alone."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile the network's training; auto: on a GPU."""
     init_remake_head: bool = False
     """Where learn_sigma differs from that checkpoint's, keep its output layer's part for the mean."""
     run: RunConfig = field(default_factory=RunConfig)

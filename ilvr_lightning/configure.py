@@ -209,7 +209,7 @@ def type_name(hint: Any) -> str:
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin is Literal:
-        return "|".join(map(str, arguments))
+        return "|".join(str(a).lower() if isinstance(a, bool) else str(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_name(a) for a in arguments)
     if origin is tuple:

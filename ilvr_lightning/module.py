@@ -14,6 +14,7 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.schedule import make_schedule
+from ilvr_lightning.hardware import Compiled
 from ilvr_lightning.models.unet import UNet
 
 Batch = dict[str, Tensor]
@@ -36,6 +37,7 @@ class DDPM(pl.LightningModule):
         diffusion = self.config.diffusion
         self.schedule = make_schedule(diffusion.schedule, diffusion.num_timesteps, diffusion.betas)
         self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)
+        self._compiled: Compiled | None = None
         # Sums of (loss, count) since the last log: over all timesteps of this step, then a quartile of t each.
         self._step_sums = torch.zeros(2)
         self._quartile_sums = torch.zeros(4, 2)
@@ -46,7 +48,12 @@ class DDPM(pl.LightningModule):
     @property
     def denoiser(self) -> Denoiser:
         """The network as a callable (x, t) -> Prediction."""
-        return Denoiser(self.network, self.schedule, self.config.diffusion.prediction)
+        network = self._compiled if self.training and self._compiled is not None else self.network
+        return Denoiser(network, self.schedule, self.config.diffusion.prediction)
+
+    def compile_training(self) -> None:
+        """Compile the network for the shape of a training batch; validation and grids run it as it is."""
+        self._compiled = Compiled(self.network)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from ilvr_lightning.recipe import Recipe, plan_of, read_recipe, recipe_info
 from ilvr_lightning.references import Reference
 from ilvr_lightning.runs import make_writable
 from ilvr_lightning.sampling import ILVRSampler
-from ilvr_lightning.session import find_references, fitting_shape
+from ilvr_lightning.session import SHIPPED, find_checkpoint, find_references, fitting_shape
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -72,18 +72,18 @@ def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:
         for pattern in ("*.ckpt", "*.safetensors", "*.pt"):
             yield from source.parent.glob(pattern)
         yield from Path("runs").rglob("*.ckpt")
+        yield from SHIPPED.glob("*/model.safetensors")
 
-    if (
-        given is not None
-        and recognise(Path(given), overrides=recipe.overrides or None).sha256 == recipe.checkpoint_sha256
-    ):
-        return Path(given)
+    if given is not None:
+        found = find_checkpoint(given)
+        if recognise(found, overrides=recipe.overrides or None).sha256 == recipe.checkpoint_sha256:
+            return found
     for path in candidates():
         if path.is_file() and file_sha256(path) == recipe.checkpoint_sha256:
             return path
     raise UserError(
         f"--reproduce: the checkpoint with SHA-256 {recipe.checkpoint_sha256[:16]}... is not beside the file, "
-        "given by --ckpt, or under runs/; give it with --ckpt"
+        "given by --ckpt, under runs/, or one that comes with the project; give it with --ckpt"
     )
 
 

@@ -14,13 +14,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from tqdm import tqdm
 
-from ilvr_lightning.diffusion.denoiser import Prediction
+from ilvr_lightning.diffusion.denoiser import Denoiser, Prediction
 from ilvr_lightning.diffusion.generate import evaluated_timesteps, generate_steps
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.diffusion.samplers import SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.hardware import Compiled, for_sampling
 from ilvr_lightning.images import from_tensor, to_image
 from ilvr_lightning.jobs import Job, SampleJobs, trajectory_files, write_whole
 from ilvr_lightning.pretrained.load import LoadedDenoiser
@@ -38,29 +39,39 @@ class ILVRSampler(pl.LightningModule):
         loaded: the denoiser.
         shape: (C, H, W) of the pictures.
         plan: how to sample.
-        bf16: run the network in bfloat16; the reverse process stays in float32.
+        bf16: run the network in bfloat16, its weights cast here and now; the reverse process stays in float32.
+        compile: compile the network for the first batch's shape.
     """
 
-    def __init__(self, loaded: LoadedDenoiser, shape: tuple[int, int, int], plan: SamplingPlan, bf16: bool) -> None:
+    def __init__(
+        self,
+        loaded: LoadedDenoiser,
+        shape: tuple[int, int, int],
+        plan: SamplingPlan,
+        bf16: bool,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self.network = loaded.network
-        self.loaded = loaded
         self.shape = shape
         self.plan = plan.resolved(loaded.schedule.num_timesteps)
         self.bf16 = bf16
+        for_sampling(self.network, bf16)
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        network = Compiled(loaded.network) if compile else loaded.network
+        self._denoiser = Denoiser(network, loaded.schedule, loaded.prediction_type)
         self.on_step: Callable[[int, SamplerState], None] = lambda t, state: None
         """Called after each step with the level that it came from."""
 
     @property
     def schedule(self) -> NoiseSchedule:
         """The denoiser's."""
-        return self.loaded.schedule
+        return self._denoiser.schedule
 
     def denoiser(self, x: Tensor, t: Tensor) -> Prediction:
         """The network as a callable (x, t) -> Prediction."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.loaded.raw(x, t)
-        return self.loaded.read(output.to(x.dtype), x, t)
+        output = self._denoiser.raw(x.to(self._dtype), t)
+        return self._denoiser.read(output.to(x.dtype), x, t)
 
     def predict_step(self, batch: list[Job], batch_idx: int = 0) -> Tensor:
         """(B, C, H, W) in [-1, 1]."""

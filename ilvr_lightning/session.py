@@ -21,6 +21,7 @@ from ilvr_lightning.config import DataConfig
 from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.hardware import training_precision
 from ilvr_lightning.images import Fit, decoded
 from ilvr_lightning.jobs import Setting, settings_of
 from ilvr_lightning.pretrained.load import LoadedDenoiser
@@ -31,8 +32,24 @@ from ilvr_lightning.sampling import check_names
 FROM_DATA_SET = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
 
 
+SHIPPED = Path(__file__).parents[1] / "data" / "pretrained"
+"""The models that come with a clone, a folder each."""
+DEFAULT_SHIPPED = "toon64"
+
+
+def shipped_models() -> list[str]:
+    """Their names, which --ckpt takes too."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model.safetensors"))
+
+
+def _shipped(name: str) -> Path:
+    """A shipped model's folder, by the short way where the working directory is above it."""
+    folder, here = SHIPPED / name, Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
 def find_checkpoint(given: str | None) -> Path:
-    """The checkpoint given, else the newest run's last one.
+    """The checkpoint given, by its path or a shipped model's name; else the newest run's last one; else a shipped one.
 
     Raises:
         UserError: there is none.
@@ -40,11 +57,14 @@ def find_checkpoint(given: str | None) -> Path:
     if given == "":
         raise UserError("--ckpt is empty; give a checkpoint, or leave it out")
     if given is not None:
-        return Path(given)
+        return _shipped(given) if given in shipped_models() and not Path(given).exists() else Path(given)
     found = newest_checkpoint(Path("runs"))
+    if found is None and DEFAULT_SHIPPED in shipped_models():
+        found = _shipped(DEFAULT_SHIPPED)
     if found is None:
         raise UserError(
-            "--ckpt is missing and there is no run under runs/: train one with train.py, or give a checkpoint"
+            "--ckpt is missing, there is no run under runs/, and this installation has no data/pretrained: train a "
+            "model with train.py, or give a checkpoint"
         )
     return found
 
@@ -169,6 +189,7 @@ def trainer_from(settings: dict[str, Any], **ours: Any) -> pl.Trainer:
     asked = settings.get("devices", 1)
     if settings.get("accelerator") == "cpu" and isinstance(asked, int) and asked > (os.cpu_count() or 1):
         raise UserError(f"trainer.devices={asked}: this machine has {os.cpu_count()} processors")
+    settings = {"precision": training_precision(str(settings.get("accelerator", "auto"))), **settings}
     try:
         return pl.Trainer(**settings, **ours, use_distributed_sampler=False)
     except (MisconfigurationException, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:

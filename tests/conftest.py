@@ -24,6 +24,7 @@ trainer:
   max_epochs: 1
   default_root_dir: {root}
   accelerator: cpu
+  precision: 32-true
   enable_progress_bar: false
   enable_model_summary: false
   log_every_n_steps: 1

@@ -23,7 +23,7 @@ from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.module import DDPM
 from ilvr_lightning.pretrained import adm, ddim
 from ilvr_lightning.pretrained.__main__ import main
-from ilvr_lightning.pretrained.export import export
+from ilvr_lightning.pretrained.export import Options, export
 from ilvr_lightning.pretrained.files import PIECES, StateDict
 from ilvr_lightning.pretrained.initialise import initialise
 from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser, recognise
@@ -726,8 +726,68 @@ def test_own_checkpoint_out_and_in_again(kind: str, learn_sigma: bool, tmp_path:
         for name in ("kind", "model", "diffusion", "image_shape", "facts"):
             assert getattr(again.description, name) == getattr(loaded.description, name)
         card = (out / "README.md").read_text()
-        for fact in ("data/toon", "1234", "0.125", "sample.py --ckpt model.safetensors", "channel_mult=1,2"):
+        for fact in (
+            "data/toon",
+            "1234",
+            "images seen",
+            "0.125",
+            "sample.py --ckpt model.safetensors",
+            "channel_mult=1,2",
+        ):
             assert fact in card
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "adm", "diffusers"])
+def test_export_in_half(kind: str, tmp_path: Path) -> None:
+    loaded = load_denoiser(own_checkpoint(tmp_path), say=None)
+    sizes = {}
+    for half in (False, True):
+        out = tmp_path / f"{half}{'.pt' if kind == 'adm' else ''}"
+        files = export(loaded, kind, out, Options(half=half))
+        sizes[half] = max(path.stat().st_size for path in files)
+    assert sizes[True] < 0.6 * sizes[False]
+    again = load_denoiser(out, overrides={"image_size": 16} if kind == "adm" else None, say=None).network.state_dict()
+    for name, value in loaded.network.state_dict().items():
+        assert again[name].dtype == torch.float32
+        if kind != "diffusers":
+            torch.testing.assert_close(again[name], value, rtol=2**-11, atol=2**-25)
+
+
+def test_card_with_notes_and_pictures(tmp_path: Path) -> None:
+    path = own_checkpoint(tmp_path)
+    (tmp_path / "notes.md").write_text("Of toons, under CC BY 4.0.\n")
+    (tmp_path / "grid.png").write_bytes(b"a picture")
+    command = ["export", path, "--to", "safetensors", tmp_path / "out", "--notes", tmp_path / "notes.md",
+               "--picture", tmp_path / "grid.png"]  # fmt: skip
+    assert main(list(map(str, command))) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "![grid](grid.png)" in card
+    assert card.endswith("Of toons, under CC BY 4.0.\n")
+    assert (tmp_path / "out" / "grid.png").read_bytes() == b"a picture"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--to", "adm", "out.pt", "--notes", "notes.md"], "go into a model card: give --to safetensors and a folder"),
+        (["--to", "safetensors", "out.safetensors", "--picture", "a.png"], "go into a model card"),
+        (["--to", "safetensors", "out", "--picture", "b.png"], "--picture: there is no file b.png"),
+        (["--to", "safetensors", "out", "--notes", "b.md"], "--notes: b.md cannot be read as text"),
+        (["--to", "safetensors", "out", "--picture", "a.png", "x/a.png"], "two have the same name"),
+    ],
+)
+def test_card_that_cannot_be_made(
+    asked: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    for name in ("notes.md", "a.png", "x/a.png"):
+        (tmp_path / name).write_text("there")
+    path = own_checkpoint(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert main(["export", str(path), *asked]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_no_place_of_the_machine_is_exported(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sample
-from ilvr_lightning.pretrained.load import file_sha256
+from ilvr_lightning.pretrained.export import export
+from ilvr_lightning.pretrained.load import file_sha256, load_denoiser
 from ilvr_lightning.references import find_images, read_references
 from tests import commands
 
@@ -285,6 +286,51 @@ def test_newest_run_is_the_default(
     assert (tmp_path / "samples" / "a_N2_0.png").exists()
 
 
+def test_shipped_model_where_there_is_no_run(
+    checkpoint: Path, references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """By itself, by its name, and behind a run; a picture of it is found again."""
+    shipped = tmp_path / "data" / "pretrained"
+    export(load_denoiser(checkpoint, say=None), "safetensors", shipped / "toon64")
+    export(load_denoiser(checkpoint, "raw", say=None), "safetensors", shipped / "other")
+    monkeypatch.chdir(tmp_path)
+    for module in ("session", "reproduce"):
+        monkeypatch.setattr(f"ilvr_lightning.{module}.SHIPPED", shipped)
+
+    def said(*argv: object) -> str:
+        asked = [] if "--reproduce" in argv else ["--steps", 2, "--num-samples", 1, "--unconditional", "--device=cpu"]
+        assert sample.main(list(map(str, [*asked, *argv]))) == 0
+        return capsys.readouterr().out
+
+    assert "checkpoint   data/pretrained/toon64" in said("--out", "a")
+    assert "checkpoint   data/pretrained/other" in said("--ckpt", "other", "--out", "b")
+    assert "identical" in said("--reproduce", "b/unconditional_0.png", "--out", "again")
+    Path("runs").symlink_to(checkpoint.parents[3])
+    assert "checkpoint   runs/tiny/" in said("--out", "c")
+
+
+def test_compiled_run(
+    run: Sample, references: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--compile true compiles for the first batch and changes nothing; auto leaves so short a run alone."""
+    shapes: list[tuple[int, ...]] = []
+
+    def compile_(function: Callable[..., torch.Tensor], **_: Any) -> Callable[..., torch.Tensor]:
+        def call(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(x.shape))
+            return function(x, t)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    asked = ["--ref", references / "a.png", "--factor", 2, "--num-samples", 2]
+    plain, compiled = run(*asked, out="plain"), run(*asked, "--compile", "true", out="compiled")
+    assert shapes == [(2, 3, 8, 8)] * 5
+    assert difference(plain / "a_N2_0.png", compiled / "a_N2_0.png") == 0
+    assert "--compile: got 'yes'; give auto, true or false" in refused(capsys, *asked, "--compile", "yes")
+
+
 # Again
 
 
@@ -423,7 +469,8 @@ def test_no_checkpoint_at_all(
     references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "--ckpt is missing and there is no run" in refused(capsys, "--ref", references / "a.png")
+    monkeypatch.setattr("ilvr_lightning.session.SHIPPED", tmp_path / "data" / "pretrained")
+    assert "--ckpt is missing, there is no run" in refused(capsys, "--ref", references / "a.png")
 
 
 def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

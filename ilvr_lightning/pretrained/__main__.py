@@ -38,6 +38,10 @@ def make_parser() -> Parser:
     out.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGES",
                      help="held-out images of what it was trained on, as sample.py --ref takes them, 64 at most: "
                      "set the presets' octave_gains on them; safetensors alone holds it")  # fmt: skip
+    out.add_argument("--half", action="store_true", help="weights in float16, half the size")
+    out.add_argument("--notes", type=Path, metavar="FILE.md",
+                     help="for the model card: images, their licence, what the model can and cannot do")  # fmt: skip
+    out.add_argument("--picture", type=Path, nargs="+", default=[], metavar="PNG", help="shown in the model card")
     out.add_argument("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     return parser
 
@@ -62,19 +66,35 @@ def inspect(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Convert a checkpoint."""
-    from ilvr_lightning.pretrained.export import check_target, note_on_reading
+    from ilvr_lightning.pretrained.export import Options, check_target, note_on_reading
     from ilvr_lightning.pretrained.export import export as write
     from ilvr_lightning.pretrained.load import load_denoiser
 
     check_target(args.out)
+    notes = _read_notes(args)
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     if args.calibrate:
         _calibrate(loaded, args)
-    for path in write(loaded, args.to, args.out):
+    for path in write(loaded, args.to, args.out, Options(half=args.half, notes=notes, pictures=tuple(args.picture))):
         print(f"wrote        {path}")
     if (note := note_on_reading(loaded, args.to)) is not None:
         print(f"note         {note}")
     return 0
+
+
+def _read_notes(args: argparse.Namespace) -> str:
+    """The card's notes, once they and the pictures are known to have a place and to be there."""
+    if (args.notes or args.picture) and (args.to != "safetensors" or args.out.suffix == ".safetensors"):
+        raise UserError("--notes and --picture go into a model card: give --to safetensors and a folder")
+    for picture in args.picture:
+        if not picture.is_file():
+            raise UserError(f"--picture: there is no file {picture}")
+    if args.notes is None:
+        return ""
+    try:
+        return str(args.notes.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--notes: {args.notes} cannot be read as text ({error})") from None
 
 
 MOST_IMAGES = 64

@@ -1,5 +1,7 @@
 """The model card that goes with exported weights."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ilvr_lightning.configure import config_from_plain
@@ -12,17 +14,17 @@ pipeline_tag: unconditional-image-generation
 tags: [diffusion, ddpm, ilvr]
 ---
 # {title}
-
+{pictures}
 An unconditional diffusion model, {height}x{width} px, {channels} channels. ILVR (Choi et al., ICCV 2021) steers it with
 a reference picture and no retraining:
 
-    python sample.py --ckpt {file} --ref PICTURE --factor 8
+    python sample.py --ckpt model.safetensors --ref PICTURE --factor 8
 
 or, as a library:
 
     from ilvr_lightning import SamplingPlan, generate, load_denoiser
 
-    denoise = load_denoiser("{file}")
+    denoise = load_denoiser("model.safetensors")
     x = generate(denoise, denoise.schedule, SamplingPlan.preset("fast", factor=8),
                  seeds=[0, 1, 2, 3], shape=denoise.image_shape, reference=y)    # y: (1, C, H, W) in [-1, 1]
 
@@ -36,13 +38,22 @@ or, as a library:
 |---|---|
 {settings}
 
-The weights' metadata holds the whole configuration. Licence and limits of the training images apply to what the model
-makes; say here which they are.
+The weights' metadata holds the whole configuration.
+
+## Images, licence, limits
+{notes}
 """
+NO_NOTES = "Licence and limits of the training images apply to what the model makes; say here which they are."
 
 
-def model_card(description: Description, file: str = "model.safetensors") -> str:
-    """README.md for a folder of exported weights."""
+def model_card(description: Description, notes: str = "", pictures: Sequence[str] = ()) -> str:
+    """README.md for a folder of exported weights.
+
+    Args:
+        description: the model's.
+        notes: Markdown on its training images and their licence, on what it can do and cannot.
+        pictures: files beside the card, shown in it.
+    """
     channels, height, width = description.image_shape
     training: dict[str, Any] = {"data set": data_set_of(description), **description.facts}
     if description.config is not None:
@@ -60,7 +71,8 @@ def model_card(description: Description, file: str = "model.safetensors") -> str
         channels=channels,
         height=height,
         width=width,
-        file=file,
+        pictures="".join(f"\n![{Path(name).stem}]({name})\n" for name in pictures),
+        notes=notes.strip() or NO_NOTES,
         training="\n".join(f"| {key} | {value} |" for key, value in training.items()),
         settings="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
     )

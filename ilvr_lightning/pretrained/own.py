@@ -30,10 +30,16 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
     plain = content["hyper_parameters"]["config"]
     config = config_from_plain(plain)
     gains: Any = {}
-    facts: dict[str, Any] = {"step": content.get("global_step"), "epoch": content.get("epoch")}
+    step = content.get("global_step")
+    facts: dict[str, Any] = {"step": step, "epoch": content.get("epoch")}
+    if isinstance(step, int):
+        facts["images seen"] = step * config.data.batch_size
     for state in content.get("callbacks", {}).values():
-        if isinstance(state, dict) and isinstance(state.get("best"), float):
-            facts["best val/loss"] = round(state["best"], 6)
+        for key, fact in (("best", "best val/loss"), ("last", "val/loss")):
+            if isinstance(state, dict) and isinstance(state.get(key), float):
+                facts[fact] = round(state[key], 6)
+        if isinstance(state, dict) and isinstance(state.get("training_seconds"), float):
+            facts["hours of training"] = round(state["training_seconds"] / 3600, 2)
         if isinstance(state, dict) and state.get("calibrated_at") == content.get("global_step"):
             gains = state.get("octave_gains")
     return Description(

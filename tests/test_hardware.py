@@ -1,0 +1,170 @@
+"""Precision, memory format and compilation by hardware, never at the cost of a run."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ilvr_lightning import hardware
+from ilvr_lightning.hardware import COMPILE_SAVES, COMPILE_SECONDS, Compiled, should_compile, training_precision
+from ilvr_lightning.models.blocks import attend
+from ilvr_lightning.models.config import UNetConfig
+from ilvr_lightning.models.unet import UNet
+from tests.conftest import TrainRun
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def network() -> UNet:
+    torch.manual_seed(0)
+    config = UNetConfig(
+        channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(8,), num_head_channels=8
+    )
+    made = UNet(config, (8, 8))
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "seconds", "compiler", "expected"),
+    [
+        (True, CPU, 0.0, False, True),
+        (False, CUDA, 1e6, True, False),
+        ("auto", CUDA, 0.0, False, True),
+        ("auto", torch.device("mps"), 1e6, True, False),
+        ("auto", CPU, 1.1 * COMPILE_SECONDS / COMPILE_SAVES, True, True),
+        ("auto", CPU, 1.1 * COMPILE_SECONDS / COMPILE_SAVES, False, False),
+        ("auto", CPU, 0.9 * COMPILE_SECONDS / COMPILE_SAVES, True, False),
+    ],
+)
+def test_when_to_compile(
+    asked: hardware.Compile,
+    device: torch.device,
+    seconds: float,
+    compiler: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hardware, "has_compiler", lambda: compiler)
+    assert should_compile(asked, device, lambda: seconds) is expected
+
+
+def test_work_is_not_measured_where_no_compiler_could_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_compiler", lambda: False)
+
+    def seconds() -> float:
+        raise AssertionError
+
+    assert should_compile("auto", CPU, seconds) is False
+
+
+def test_a_compiler_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/clang++" if name == "clang++" else None)
+    assert hardware.has_compiler()
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not hardware.has_compiler()
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_training_precision_follows_the_processor(fast: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "fast_bf16", lambda device: fast and device.type == "cpu")
+    assert training_precision("cpu") == expected
+
+
+def test_precision_that_is_given_rules(train_run: TrainRun, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("bf16", "trainer.precision=bf16-mixed", "trainer.max_steps=1")
+    assert "precision bf16-mixed" in capsys.readouterr().out
+    train_run("float64", "trainer.precision=64-true", "trainer.max_steps=1")
+    assert "precision 64-true" in capsys.readouterr().out
+
+
+def failing(*_: Any, **__: Any) -> Callable[..., Tensor]:
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        raise RuntimeError("no compiler\nand a long story")
+
+    return run
+
+
+def test_what_does_not_compile_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", failing)
+    made, x, t = network(), torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
+    compiled = Compiled(made)
+    torch.testing.assert_close(compiled(x, t), made(x, t))
+    compiled(x, t)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "torch.compile failed (no compiler)" in said
+    assert "compile=false" in said
+
+
+def test_compiled_for_the_first_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def compile_(function: Callable[..., Tensor], **_: Any) -> Callable[..., Tensor]:
+        def run(x: Tensor, t: Tensor) -> Tensor:
+            seen.append(len(x))
+            return function(x, t)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    made = network()
+    compiled = Compiled(made)
+    for batch in (2, 1, 2):
+        x, t = torch.randn(batch, 3, 8, 8), torch.zeros(batch, dtype=torch.int64)
+        torch.testing.assert_close(compiled(x, t), made(x, t))
+    assert seen == [2, 2, 2]  # once to try it
+
+
+def test_trying_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    made = network()
+    compiled = Compiled(made)
+    compiled(torch.randn(2, 3, 8, 8), torch.tensor([0, 5]))
+    assert compiled._compiled is not None
+    assert all(p.grad is None for p in made.parameters())
+
+
+def test_compiling_leaves_the_names_of_the_weights(train_run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    plain, compiled = (
+        torch.load(train_run(name, f"compile={word}") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name, word in (("not compiled", "false"), ("compiled", "true"))
+    )
+    assert list(plain) == list(compiled)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_written_out_is_attention(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(2, 3, 16, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    fused = [x.detach().float().requires_grad_() for x in qkv]
+    out, expected = attend(*qkv), F.scaled_dot_product_attention(fused[0], fused[1], fused[2])
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=tolerance)
+    ours = torch.autograd.grad(out.float().square().sum(), qkv)
+    theirs = torch.autograd.grad(expected.square().sum(), fused)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=5 * tolerance)
+
+
+@pytest.mark.skipif(not hardware.has_compiler(), reason="no C++ compiler")
+@pytest.mark.slow
+def test_really_compiled() -> None:
+    made, x, t = network().eval(), torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
+    compiled = Compiled(made)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = compiled(x, t)
+        torch.testing.assert_close(out, made(x, t), rtol=0, atol=1e-5)
+        assert compiled._compiled is not None
+        assert compiled(x + 1, t).data_ptr() != out.data_ptr()
