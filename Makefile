@@ -1,4 +1,4 @@
-# make demo: train on the embedded toon faces, then sample with reference pictures (make demo SHORT=1: a minute).
+# make demo: sample from the models that come with the project, then train one epoch (make demo SHORT=1: a minute).
 # make test: ruff, mypy and pytest.
 # make museum: the field's known bugs, put into this code at run time; each must fail a test.
 # All make .venv and install into it once; PYTHON=... uses an environment made elsewhere.
@@ -23,19 +23,18 @@ endif
 	touch $@ .venv/installed
 
 ifdef SHORT
-TRAIN := trainer.max_epochs=1 trainer.limit_train_batches=60 optim.decay_steps=60
-SAMPLE := --steps 10
-HELD_OUT := 64:72
-else
-HELD_OUT := 64:192
+TRAIN := trainer.limit_train_batches=20 optim.decay_steps=20
+SAMPLE := --preset draft
 endif
 
 demo: demo-env
-	$(PYTHON) train.py configs/toon32.yaml $(TRAIN)
-	$(PYTHON) sample.py --ref data/references --factor 4 8 --num-samples 4 --out samples/demo --overwrite $(SAMPLE)
-	$(PYTHON) -m benchmarks.high_band --ref 'data/toon:test[$(HELD_OUT)]' $(SAMPLE)
+	$(PYTHON) sample.py --ckpt toon64 --ref data/references --factor 16 8 4 --num-samples 2 --out samples/demo/toon64 \
+		--overwrite $(SAMPLE)
+	$(PYTHON) sample.py --ckpt animals64 --ref data/references/photo_cat.png data/references/field_*.png \
+		--factor 16 8 4 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE)
+	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 $(TRAIN)
 	@echo
-	@echo "pictures     samples/demo/grid.png, samples/demo/*_grid.png and runs/toon32/*/grids/"
+	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch: runs/toon32/*/grids/"
 	@echo "TensorBoard  $(dir $(PYTHON))tensorboard --logdir runs --samples_per_plugin images=1000"
 
 test: test-env

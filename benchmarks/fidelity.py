@@ -1,0 +1,100 @@
+"""Whether a model's samples are like images that it has not seen, and whether it merely repeats those that it has.
+
+    python -m benchmarks.fidelity --ckpt CKPT --data data/toon --features FEATURES.pt [--images 500] [--factor 4 8 16]
+
+Rows: real training images in the samples' place (what a perfect memory would reach), unconditional samples, and ILVR
+samples after the held-out images, one each; `fast`, with the gains that the checkpoint holds. Measures against the
+held-out images:
+
+- KID x 1000 (Binkowski et al. 2018, the unbiased estimate) and FID, in the features that `benchmarks.features` made;
+- octaves: power over theirs by octaves of the radial frequency, the finest last (below 1 blur, above 1 grain);
+- nearest: median RMS distance in [-1, 1] to the nearest training image or its mirror image; the last row has the
+  held-out images' own;
+- nearest/second: median of the distance to the nearest over that to the second nearest, and how many pictures have it
+  below 1/3, the mark of a copy (Yoon et al. 2023).
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
+
+from benchmarks.features import Features, features_of, load_features
+from ilvr_lightning.config import DataConfig
+from ilvr_lightning.data import HFImageDataModule, ImageRows
+from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.diffusion.noise import derive_seed
+from ilvr_lightning.diffusion.plan import DEFAULT_PRESET
+from ilvr_lightning.evaluation.bands import frechet_distance, octave_ratios
+from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
+
+
+def images_of(rows: ImageRows, count: int) -> Tensor:
+    """(count, C, H, W) the first images of a split."""
+    return torch.stack([rows[i][0] for i in range(min(count, len(rows)))])
+
+
+def samples(loaded: LoadedDenoiser, count: int, factor: int | None, y: Tensor, batch: int = 100) -> Tensor:
+    """(count, C, H, W) unconditional samples, or one after each of y."""
+    plan = loaded.preset(DEFAULT_PRESET, factor or 8)
+    made = []
+    for first in range(0, count, batch):
+        part = range(first, min(first + batch, count))
+        made.append(
+            generate(
+                loaded, loaded.schedule, plan, seeds=[derive_seed("fidelity", i) for i in part],
+                shape=loaded.image_shape, reference=None if factor is None else y[part.start : part.stop],
+            )
+        )  # fmt: skip
+    return torch.cat(made).clamp(-1, 1)
+
+
+def nearest(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """RMS distances (B,) of each picture to the nearest training image, mirrored or not, and to the second nearest."""
+    both = torch.stack([torch.cdist(x.flatten(1), each.flatten(1)) for each in (train, train.flip(-1))]).amin(0)
+    first, second = (both / math.sqrt(x[0].numel())).topk(2, largest=False).values.unbind(1)
+    return first, second
+
+
+def row(name: str, x: Tensor, y: Tensor, train: Tensor, features: Features) -> str:
+    """Pictures x against held-out images y."""
+    a, b = features_of(features, x), features_of(features, y)
+    first, second = nearest(x, train)
+    ratio = first / second
+    cells = [
+        name, f"{1000 * float(poly_mmd(b, a)):.1f}", f"{frechet_distance(a, b):.2f}",
+        " ".join(f"{r:.2f}" for r in octave_ratios(x, y)), f"{first.median():.3f}",
+        f"{ratio.median():.2f}", f"{int((ratio < 1 / 3).sum())} of {len(x)}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True)
+    parser.add_argument("--data", required=True, help="the data set that it was trained on")
+    parser.add_argument("--features", type=Path, required=True, help="what benchmarks.features saved")
+    parser.add_argument("--images", type=int, default=500, help="samples, and held-out images, at most")
+    parser.add_argument("--factor", type=int, nargs="*", default=[4, 8, 16])
+    args = parser.parse_args()
+    loaded, features = load_denoiser(args.ckpt), load_features(args.features)
+    channels, height, width = loaded.image_shape
+    data = HFImageDataModule(DataConfig(path=args.data, image_size=(height, width), channels=channels, flip=False))
+    data.setup()
+    assert data.train is not None and data.validation is not None
+    train, y = images_of(data.train, len(data.train)), images_of(data.validation, args.images)
+    real, rest = train[: len(y)], train[len(y) :]
+    print("| | KID x 1000 | FID | octaves | nearest | nearest/second | copies |\n|---|---|---|---|---|---|---|")
+    print(row("training images", real, y, rest, features), flush=True)
+    print(row("unconditional", samples(loaded, len(y), None, y), y, train, features), flush=True)
+    for factor in args.factor:
+        print(row(f"N={factor}", samples(loaded, len(y), factor, y), y, train, features), flush=True)
+    print(row("held-out images", y, y, train, features))
+
+
+if __name__ == "__main__":
+    main()

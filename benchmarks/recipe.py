@@ -1,0 +1,141 @@
+"""Training recipes at equal time: which settings learn the most in so many seconds on this machine.
+
+    python -m benchmarks.recipe [CONFIG.yaml] --seconds 150 --features FEATURES.pt --variant NAME [key=value ...] ...
+
+Each variant changes the configuration. Its steps are timed first, then it trains for as many of them as the seconds
+hold, the learning rate falling to 0 at the last. Measured on held-out images, so that parametrisations compare:
+
+- bound: the diffusion part of the variational bound in bits per dimension, 1/2 integral of SNR E|x_0 - x^_0|^2 over the
+  log-SNR from -9 to 9 (Kingma et al. 2021, equation 17), which the weights' average reaches;
+- FID: Frechet distance of unconditional samples (2M, 20 evaluations) from the held-out images in the feature space that
+  `benchmarks.features` made;
+- grain: power of the finest octave over that of the held-out images.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import train
+from benchmarks.features import features_of, load_features
+from ilvr_lightning.config import Config
+from ilvr_lightning.configure import load_config
+from ilvr_lightning.data import HFImageDataModule
+from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.diffusion.noise import derive_seed
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.evaluation.bands import frechet_distance, octave_ratios
+from ilvr_lightning.module import DDPM
+from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
+
+LOG_SNR = 9.0
+LEVELS = 24
+
+
+def seconds_a_step(config: Config, repeats: int = 8) -> float:
+    """Median time of an optimizer step, without data or logs."""
+    module = DDPM(config)
+    optimizer = torch.optim.AdamW(module.parameters(), config.optim.lr, fused=True)
+    bf16 = config.trainer.get("precision") == "bf16-mixed"
+    x = torch.randn(config.data.batch_size, *module.image_shape)
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = module.denoiser.raw(x, torch.ones(len(x), dtype=torch.int64)).float().square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - start)
+    return sorted(times[2:])[repeats // 2]
+
+
+@torch.no_grad()
+def bound(loaded: LoadedDenoiser, x0: Tensor) -> float:
+    """The diffusion part of the bound in bits per dimension, from 24 levels of the log-SNR."""
+    schedule = loaded.schedule
+    lam = 2 * schedule.log_snr_half[1:]
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.linspace(-LOG_SNR, LOG_SNR, LEVELS, dtype=torch.float64)
+    total = 0.0
+    for level in levels:
+        t = int((lam - level).abs().argmin()) + 1
+        errors = []
+        for part in torch.split(x0, 128):
+            noise = torch.randn(part.shape, generator=generator)
+            x_t = schedule.q_sample(part, t, noise)
+            p = loaded(x_t, torch.full((len(part),), t))
+            errors.append((p.x0.clamp(-1, 1) - part).square().mean((1, 2, 3)))
+        total += 0.5 * float(lam[t - 1].exp()) * float(torch.cat(errors).mean()) * 2 * LOG_SNR / (LEVELS - 1)
+    return total / math.log(2)
+
+
+def unconditional(loaded: LoadedDenoiser, count: int, batch: int = 100) -> Tensor:
+    """(count, C, H, W) samples by 2M in 20 evaluations."""
+    plan = SamplingPlan.preset("fast")
+    made = []
+    for first in range(0, count, batch):
+        seeds = [derive_seed("recipe", i) for i in range(first, first + batch)]
+        made.append(generate(loaded, loaded.schedule, plan, seeds=seeds, shape=loaded.image_shape))
+    return torch.cat(made).clamp(-1, 1)
+
+
+def held_out(config: Config, count: int) -> Tensor:
+    """(count, C, H, W) validation images."""
+    data = HFImageDataModule(config.data, config.seed)
+    data.setup()
+    assert data.validation is not None
+    return torch.stack([data.validation[i][0] for i in range(min(count, len(data.validation)))])
+
+
+def run(config_file: str, changes: list[str], seconds: float, features: Path, images: int) -> list[str]:
+    """Train one variant and measure it: the cells of its row."""
+    config, _ = load_config([config_file, *changes], default=config_file)
+    if not any(change.startswith("trainer.max_steps=") for change in changes):
+        steps = int(seconds / seconds_a_step(config))
+        changes = [*changes, f"trainer.max_steps={steps}", f"optim.decay_steps={steps}"]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        status = train.main([
+            config_file, *changes, "trainer.max_epochs=-1", f"trainer.default_root_dir={folder}", "run.name=run",
+            "grid.every_n_epochs=0", "calibration.images=0", "trainer.enable_progress_bar=false",
+            "checkpoint.every_n_steps=1000000", "trainer.limit_val_batches=0",
+        ])  # fmt: skip
+        assert status == 0, changes
+        spent = time.perf_counter() - start
+        loaded = load_denoiser(next(Path(folder).rglob("last.ckpt")))
+        steps = int(next(change for change in changes if change.startswith("trainer.max_steps=")).partition("=")[2])
+    real = held_out(config, images)
+    fake = unconditional(loaded, images)
+    space = load_features(features)
+    fid = frechet_distance(features_of(space, fake), features_of(space, real))
+    return [
+        f"{spent:.0f}", f"{steps:,}", f"{steps * config.data.batch_size:,}", f"{bound(loaded, real[:256]):.3f}",
+        f"{fid:.2f}", f"{octave_ratios(fake, real)[-1]:.2f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Print the table, a row as it is made."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default="configs/toon32.yaml")
+    parser.add_argument("--seconds", type=float, default=150)
+    parser.add_argument("--features", type=Path, required=True, help="what benchmarks.features saved")
+    parser.add_argument("--images", type=int, default=500, help="samples, and held-out images")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--variant", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print("| variant | s | steps | images | bound, bits/dim | FID | grain |\n|---|---|---|---|---|---|---|", flush=True)
+    for name, *changes in args.variant:
+        cells = run(args.config, changes, args.seconds, args.features, args.images)
+        print(f"| {' | '.join([name, *cells])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
