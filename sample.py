@@ -66,13 +66,9 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     trainer = make_trainer(args.device, args.devices, [SampleWriter(jobs), ILVRGrid()])
     device = trainer.strategy.root_device
     bf16 = use_bf16(args.precision, device)
-    evaluations = len(plan.timesteps or ()) or plan.num_steps
+    evaluations = plan.resolved(loaded.schedule.num_timesteps).num_steps * -(-len(jobs.todo) // args.batch_size)
     compile_it = should_compile(
-        args.compile,
-        device,
-        lambda: sampling_seconds(
-            loaded.network, shape, args.batch_size, bf16, evaluations * -(-len(jobs.todo) // args.batch_size)
-        ),
+        args.compile, device, lambda: sampling_seconds(loaded.network, shape, args.batch_size, bf16, evaluations)
     )
     module = ILVRSampler(loaded, shape, plan, bf16, compile_it)
     if trainer.is_global_zero:

@@ -248,7 +248,7 @@ def time_networks(kind: str, args: argparse.Namespace, device: torch.device, pea
         print("|---|---|---|---|---|---|" + ("" if training else "---|"), flush=True)
         for name, value in seconds.items():
             memory = memory_of(kind, network, name) if device.type == "cpu" and args.memory else math.nan
-            pictures = {p: round(value / batch * v.get("num_steps", 1000), 3) for p, v in PRESETS.items()}
+            pictures = {p: round(value / batch * min(v.get("num_steps", 1000), 1000), 3) for p, v in PRESETS.items()}
             figures.append({
                 "kind": kind, "network": network, "row": name, "ms": 1000 * value, unit: batch / value,
                 "times": seconds["float32"] / value, "mfu": flops / value / peak, "peak_mb": memory,
@@ -268,7 +268,12 @@ def print_memory(kind: str, network: str, name: str) -> None:
     call = make(subject, table[name], device)
     call()
     call()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10))
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage there counts what the parent had, too
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        print(int(peak.split()[1]) / 2**10)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10))
 
 
 def overhead(args: argparse.Namespace, device: torch.device) -> Figures:

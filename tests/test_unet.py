@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ilvr_lightning.models.blocks import Attention, ResBlock, timestep_embedding
+from ilvr_lightning.models.blocks import Attention, ResBlock, group_norm, timestep_embedding
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import Stage, UNet
 from tests import golden
@@ -205,3 +205,16 @@ def test_new_network_with_pixel_channels_says_nothing(patch_size: int) -> None:
     out = UNet(config, (16, 24), 1)(torch.randn(2, 1, 16, 24), torch.tensor([1, 2]))
     assert out.shape == (2, 2, 16, 24)
     assert not out.any()
+
+
+@pytest.mark.parametrize("side", [4, 32])
+def test_group_norm_in_channels_last(side: int) -> None:
+    """Small maps go another way on a CPU: same values, same memory format."""
+    torch.manual_seed(0)
+    norm = group_norm(64)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 64, side, side)
+    out = norm(x.to(memory_format=torch.channels_last))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, F.group_norm(x, 32, norm.weight, norm.bias), rtol=0, atol=1e-5)

@@ -12,9 +12,20 @@ Resample = Literal["down", "up"] | None
 Norm = Callable[[int], nn.GroupNorm]
 
 
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, faster on a CPU for small maps in channels_last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        last = x.device.type == "cpu" and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        if last and x.shape[2] * x.shape[3] < 1024:  # where torch takes another way, 50 times slower in bf16
+            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
 def group_norm(channels: int, num_groups: int = 32, eps: float = 1e-5) -> nn.GroupNorm:
     """32 groups as in ADM, or as many as divide a narrower or odd width."""
-    return nn.GroupNorm(math.gcd(num_groups, channels), channels, eps)
+    return GroupNorm(math.gcd(num_groups, channels), channels, eps)
 
 
 def zero_(module: nn.Module) -> nn.Module:
