@@ -32,10 +32,10 @@ demo: demo-env
 		--overwrite $(SAMPLE)
 	$(PYTHON) sample.py --ckpt animals64 --ref data/references/photo_cat.png data/references/field_*.png \
 		--factor 16 8 4 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE)
-	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 $(TRAIN)
+	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 trainer.default_root_dir=samples/demo/runs $(TRAIN)
 	@echo
-	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch: runs/toon32/*/grids/"
-	@echo "TensorBoard  $(dir $(PYTHON))tensorboard --logdir runs --samples_per_plugin images=1000"
+	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch: samples/demo/runs/toon32/*/grids/"
+	@echo "TensorBoard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
 
 test: test-env
 	$(PYTHON) -m ruff check .

@@ -65,12 +65,10 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     )
     trainer = make_trainer(args.device, args.devices, [SampleWriter(jobs), ILVRGrid()])
     device = trainer.strategy.root_device
-    bf16 = use_bf16(args.precision, device)
-    evaluations = plan.resolved(loaded.schedule.num_timesteps).num_steps * -(-len(jobs.todo) // args.batch_size)
-    compile_it = should_compile(
-        args.compile, device, lambda: sampling_seconds(loaded.network, shape, args.batch_size, bf16, evaluations)
-    )
-    module = ILVRSampler(loaded, shape, plan, bf16, compile_it)
+    module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, device))
+    evaluations = module.plan.num_steps * -(-len(jobs.todo) // trainer.world_size)
+    if should_compile(args.compile, device, lambda: sampling_seconds(module.network, shape, evaluations)):
+        module.compile_sampling()
     if trainer.is_global_zero:
         done = len(jobs.jobs) - len(jobs.todo)
         print(

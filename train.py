@@ -42,17 +42,17 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.callbacks import EMA, Checkpoints, TrainingLog
     from ilvr_lightning.data import HFImageDataModule
     from ilvr_lightning.grid import ILVRGrid
-    from ilvr_lightning.hardware import for_training, should_compile
+    from ilvr_lightning.hardware import for_training, should_compile, with_precision
     from ilvr_lightning.module import DDPM
     from ilvr_lightning.pretrained.initialise import initialise
-    from ilvr_lightning.pretrained.load import check_resumable
+    from ilvr_lightning.pretrained.load import resumable
     from ilvr_lightning.runs import RUN_NAME, make_writable, resume_checkpoint, run_folder
     from ilvr_lightning.session import blamed_on_settings, quiet, trainer_from
 
     quiet()
     resume = resume_checkpoint(config, name)
-    if resume is not None:
-        check_resumable(resume)
+    before = None if resume is None else resumable(resume)
+    config = with_precision(config, before)
     folder = run_folder(config, name, resume)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     root = Path(str(config.trainer.get("default_root_dir", "runs")))

@@ -30,6 +30,7 @@ from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.evaluation.bands import frechet_distance, octave_ratios
+from ilvr_lightning.hardware import training_precision
 from ilvr_lightning.module import DDPM
 from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
 
@@ -41,7 +42,7 @@ def seconds_a_step(config: Config, repeats: int = 8) -> float:
     """Median time of an optimizer step, without data or logs."""
     module = DDPM(config)
     optimizer = torch.optim.AdamW(module.parameters(), config.optim.lr, fused=True)
-    bf16 = config.trainer.get("precision") == "bf16-mixed"
+    bf16 = config.trainer.get("precision", training_precision("cpu")) == "bf16-mixed"
     x = torch.randn(config.data.batch_size, *module.image_shape)
     times = []
     for _ in range(repeats + 2):

@@ -73,13 +73,14 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
         """Decode everything once; broken rows leave the set here, named and counted."""
         shape = (*self.config.size, self.config.channels)
         skip = self.config.on_broken == "skip"
-        try:
-            if folder is None:
-                made = decode_rows(len(self.rows), shape, self._decode, skip)
-            else:
-                made = map_rows(folder, self.rows.fingerprint, len(self.rows), shape, self._decode, skip)
-        except OSError as error:  # a full disk, or one that may not be written
-            warnings.warn(f"decoded images stay in memory: {folder} cannot be written ({error.strerror})", stacklevel=2)
+        made, fingerprint = None, self.rows.fingerprint
+        if folder is not None and fingerprint is not None:
+            try:
+                made = map_rows(folder, fingerprint, len(self.rows), shape, self._decode, skip)
+            except OSError as error:  # a full disk, or one that may not be written
+                reason = f"{folder} cannot be written ({error.strerror})"
+                warnings.warn(f"decoded images stay in memory: {reason}", stacklevel=2)
+        if made is None:
             made = decode_rows(len(self.rows), shape, self._decode, skip)
         if not made.good:
             raise UserError(f"data.path={self.config.path}: no image in it can be read")

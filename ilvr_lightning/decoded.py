@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,27 +60,46 @@ def map_rows(
         BrokenImageError: a row cannot be read and is not to be skipped.
         OSError: the folder cannot be written.
     """
-    name = hashlib.sha256(json.dumps([FORMAT, fingerprint, count, shape, skip_broken]).encode()).hexdigest()[:32]
-    array, about = folder / f"{name}.npy", folder / f"{name}.json"
+    name = hashlib.sha256(json.dumps([FORMAT, fingerprint, count, shape]).encode()).hexdigest()[:32]
+    path = folder / f"{name}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{name}.lock"):
-        if not about.exists():
+        pixels = _mapped(path, (count, *shape))
+        if pixels is None:
             partial = folder / f".{name}.partial.npy"
-            pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(count, *shape))
             try:
-                made = _fill(pixels, count, decode, skip_broken)
-                pixels.flush()
-                os.replace(partial, array)
+                made = _fill(_reserved(partial, (count, *shape)), count, decode, skip_broken)
+                if made.broken:  # which may be mended by the next run
+                    return replace(made, pixels=np.array(made.pixels))
+                _flush(partial)
+                os.replace(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
-            # Written last: where it is, the array is whole.
-            text = json.dumps({"good": made.good, "broken": list(made.broken.items())})
-            partial_about = about.with_suffix(".partial")
-            partial_about.write_text(text)
-            os.replace(partial_about, about)
-    values = json.loads(about.read_text())
-    mapped = np.load(array, mmap_mode="r")
-    return DecodedRows(pixels=mapped[: len(values["good"])], good=values["good"], broken=dict(values["broken"]))
+            pixels = np.load(path, mmap_mode="r")
+    return DecodedRows(pixels=pixels, good=list(range(count)), broken={})
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """A whole file of this shape, or None."""
+    try:
+        pixels: Pixels = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _reserved(path: Path, shape: tuple[int, ...]) -> Pixels:
+    """A new array in a file whose blocks are taken: to run out of them in the mapped pages would kill the process."""
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return pixels
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 FORMAT = 1

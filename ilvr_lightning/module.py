@@ -14,7 +14,7 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.schedule import make_schedule
-from ilvr_lightning.hardware import Compiled
+from ilvr_lightning.hardware import Compiled, match_layout
 from ilvr_lightning.models.unet import UNet
 
 Batch = dict[str, Tensor]
@@ -59,6 +59,10 @@ class DDPM(pl.LightningModule):
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return (self.config.data.channels, *self.config.data.size)
+
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            match_layout(optimizer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of this rank's share of a micro-batch."""

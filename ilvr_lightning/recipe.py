@@ -17,7 +17,7 @@ from ilvr_lightning.errors import UserError
 
 KEY = "ilvr_lightning"
 HASH = re.compile("[0-9a-f]{64}")
-CIRCUMSTANCES = ("batch_size", "threads", "precision", "device", "reference")
+CIRCUMSTANCES = ("batch_size", "threads", "precision", "compiled", "device", "reference")
 """What does not change which picture is meant, only its last digits, or its name."""
 
 
@@ -38,6 +38,7 @@ class Recipe:
     batch_size: int = 1
     threads: int = 0
     precision: str = "32"
+    compiled: bool = False
     device: str = "cpu"
 
     @property
@@ -90,6 +91,7 @@ def _is_sound(recipe: Recipe) -> bool:
         and (recipe.reference is None or isinstance(recipe.reference, str))
         and recipe.weights in ("ema", "raw")
         and recipe.precision in ("32", "bf16")
+        and type(recipe.compiled) is bool
         and recipe.device in ("cpu", "cuda", "mps")
     )
 

@@ -50,6 +50,8 @@ def reproduce(args: argparse.Namespace) -> int:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = torch.device(recipe.device if there[recipe.device] else "cpu")
     module = ILVRSampler(loaded, shape, plan, recipe.precision == "bf16").to(device)
+    if recipe.compiled:
+        module.compile_sampling()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     (setting,) = settings_of(plan.resolved(loaded.schedule.num_timesteps), [as_tuple(plan.factor)[0]])

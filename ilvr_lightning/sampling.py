@@ -40,17 +40,9 @@ class ILVRSampler(pl.LightningModule):
         shape: (C, H, W) of the pictures.
         plan: how to sample.
         bf16: run the network in bfloat16, its weights cast here and now; the reverse process stays in float32.
-        compile: compile the network for the first batch's shape.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedDenoiser,
-        shape: tuple[int, int, int],
-        plan: SamplingPlan,
-        bf16: bool,
-        compile: bool = False,
-    ) -> None:
+    def __init__(self, loaded: LoadedDenoiser, shape: tuple[int, int, int], plan: SamplingPlan, bf16: bool) -> None:
         super().__init__()
         self.network = loaded.network
         self.shape = shape
@@ -58,10 +50,15 @@ class ILVRSampler(pl.LightningModule):
         self.bf16 = bf16
         for_sampling(self.network, bf16)
         self._dtype = torch.bfloat16 if bf16 else torch.float32
-        network = Compiled(loaded.network) if compile else loaded.network
-        self._denoiser = Denoiser(network, loaded.schedule, loaded.prediction_type)
+        self._compiled: Compiled | None = None
+        self._denoiser = Denoiser(loaded.network, loaded.schedule, loaded.prediction_type)
         self.on_step: Callable[[int, SamplerState], None] = lambda t, state: None
         """Called after each step with the level that it came from."""
+
+    def compile_sampling(self) -> None:
+        """Compile the network for the first batch's shape."""
+        self._compiled = Compiled(self.network)
+        self._denoiser = Denoiser(self._compiled, self.schedule, self._denoiser.prediction_type)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -97,10 +94,15 @@ class ILVRSampler(pl.LightningModule):
             t = state.t
         return x
 
-    @property
-    def conditions(self) -> dict[str, str]:
-        """Where and how exactly: what a picture depends on to the last digit."""
-        return {"precision": "bf16" if self.bf16 else "32", "device": self.device.type}
+    def conditions(self, batch_size: int) -> dict[str, Any]:
+        """Where and how exactly a batch is computed: what a picture depends on to the last digit."""
+        return {
+            "batch_size": batch_size,
+            "threads": torch.get_num_threads(),
+            "precision": "bf16" if self.bf16 else "32",
+            "compiled": self._compiled is not None and self._compiled.runs((batch_size, *self.shape)),
+            "device": self.device.type,
+        }
 
 
 class SampleWriter(Callback):
@@ -146,7 +148,7 @@ class SampleWriter(Callback):
     ) -> None:  # fmt: skip
         assert isinstance(pl_module, ILVRSampler)
         for place, (job, pixels) in enumerate(zip(batch, from_tensor(outputs), strict=True)):
-            recipe = replace(job.recipe, batch_size=len(batch), threads=torch.get_num_threads(), **pl_module.conditions)
+            recipe = replace(job.recipe, **pl_module.conditions(len(batch)))
             save = functools.partial(to_image(pixels).save, format="PNG", pnginfo=recipe_info(recipe))
             write_whole(self.jobs.folder / job.file, save)
             if self.jobs.trajectory:

@@ -21,7 +21,7 @@ from ilvr_lightning.config import DataConfig
 from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.hardware import training_precision
+from ilvr_lightning.hardware import fast_bf16
 from ilvr_lightning.images import Fit, decoded
 from ilvr_lightning.jobs import Setting, settings_of
 from ilvr_lightning.pretrained.load import LoadedDenoiser
@@ -189,7 +189,6 @@ def trainer_from(settings: dict[str, Any], **ours: Any) -> pl.Trainer:
     asked = settings.get("devices", 1)
     if settings.get("accelerator") == "cpu" and isinstance(asked, int) and asked > (os.cpu_count() or 1):
         raise UserError(f"trainer.devices={asked}: this machine has {os.cpu_count()} processors")
-    settings = {"precision": training_precision(str(settings.get("accelerator", "auto"))), **settings}
     try:
         return pl.Trainer(**settings, **ours, use_distributed_sampler=False)
     except (MisconfigurationException, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
@@ -238,8 +237,8 @@ def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Tra
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """auto: bfloat16 on a GPU, float32 elsewhere."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    """auto: bfloat16 on a GPU that has it, float32 elsewhere."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and fast_bf16(device))
 
 
 def quiet() -> None:

@@ -20,8 +20,8 @@ class Rows(Protocol):
     """Encoded images of one split."""
 
     name: str
-    fingerprint: str
-    """Equal for equal rows."""
+    fingerprint: str | None
+    """Equal for equal rows; None where nothing tells."""
 
     def __len__(self) -> int: ...
 
@@ -39,10 +39,11 @@ class HFRows:
     def __init__(self, dataset: Any, column: str, name: str) -> None:
         import datasets
 
+        holds_paths = isinstance(dataset.features[column], datasets.Value)  # behind which the files may change
         self.dataset = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self.column = column
         self.name = name
-        self.fingerprint: str = self.dataset._fingerprint
+        self.fingerprint: str | None = None if holds_paths else self.dataset._fingerprint
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -54,7 +55,10 @@ class HFRows:
 
     def select(self, rows: Sequence[int]) -> "HFRows":
         """Some of the rows, in the order given."""
-        return HFRows(self.dataset.select(rows), self.column, self.name)
+        selected = HFRows(self.dataset.select(rows), self.column, self.name)
+        if self.fingerprint is None:
+            selected.fingerprint = None
+        return selected
 
 
 def open_splits(config: DataConfig, seed: int, hold_out: bool = True) -> tuple[Rows, Rows]:

@@ -1,7 +1,9 @@
 """Where images come from, what is held out, what broken ones do, and the order of the batches."""
 
+import errno
 import io
 import itertools
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ilvr_lightning.config import DataConfig
 from ilvr_lightning.data import PADDING, HFImageDataModule, ImageRows, TrainBatches, ValidationShare, collate
@@ -364,7 +367,8 @@ def test_decoded_once_and_mapped(classes: Path, tmp_path: Path, monkeypatch: pyt
     assert not list(cache.glob("*partial*"))
 
 
-def test_decoded_file_remembers_broken_rows(one_broken: Path, tmp_path: Path) -> None:
+def test_what_was_broken_is_tried_again(one_broken: Path, tmp_path: Path) -> None:
+    """Nothing that may be mended is kept."""
     for _ in range(2):
         data = HFImageDataModule(config(one_broken), cache=tmp_path / "decoded")
         with pytest.warns(UserWarning, match="1 broken images skipped in train"):
@@ -372,6 +376,37 @@ def test_decoded_file_remembers_broken_rows(one_broken: Path, tmp_path: Path) ->
         assert data.train is not None
         assert len(data.train) == 4
         assert list(data.train.broken) == [2]
+    assert len(list((tmp_path / "decoded").glob("*.npy"))) == 1  # of the validation images
+
+
+def test_files_behind_a_column_of_paths_are_read_each_time(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict({"image": paths}).to_parquet(tmp_path / "set" / f"{split}.parquet")
+    seen = []
+    for shade in (10, 200):
+        for path in paths:
+            Image.new("RGB", (8, 8), (shade,) * 3).save(path)
+        data = HFImageDataModule(config(tmp_path / "set", image_column="image"), cache=tmp_path / "decoded")
+        data.setup()
+        assert data.train is not None and data.train.cache is not None
+        seen.append(int(data.train.cache.max()))
+    assert seen == [10, 200]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve blocks")
+def test_full_disk_is_seen_before_pages_are_written(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    data = HFImageDataModule(config(classes), cache=tmp_path / "decoded")
+    with pytest.warns(UserWarning, match=r"stay in memory: .* cannot be written \(No space left on device\)"):
+        data.setup()
+    assert data.train is not None and data.train.cache is not None
+    assert not list((tmp_path / "decoded").glob("*.npy"))
 
 
 def test_decoded_stay_in_memory_where_nothing_can_be_written(classes: Path, tmp_path: Path) -> None:
@@ -383,15 +418,25 @@ def test_decoded_stay_in_memory_where_nothing_can_be_written(classes: Path, tmp_
     assert data.train.cache is not None and not isinstance(data.train.cache, np.memmap)
 
 
-def test_half_written_file_is_made_again(classes: Path, tmp_path: Path) -> None:
-    """Killed after the array and before its description: nobody trusts it."""
+@pytest.mark.parametrize("harm", ["truncated", "empty", "deleted", "another"])
+def test_harmed_file_is_made_again(harm: str, classes: Path, tmp_path: Path) -> None:
     cache = tmp_path / "decoded"
-    HFImageDataModule(config(classes), cache=cache).setup()
-    for about in cache.glob("*.json"):
-        about.unlink()
-    for array in cache.glob("*.npy"):
-        array.write_bytes(array.read_bytes()[:100])
-    data = HFImageDataModule(config(classes), cache=cache)
-    data.setup()
-    assert data.train is not None
-    assert data.train[0][0].shape == (3, 8, 8)
+
+    def first() -> Tensor:
+        data = HFImageDataModule(config(classes), cache=cache)
+        data.setup()
+        assert data.train is not None and isinstance(data.train.cache, np.memmap)
+        return data.train[0][0].clone()
+
+    expected = first()
+    for path in list(cache.glob("*.npy")):
+        match harm:
+            case "truncated":
+                path.write_bytes(path.read_bytes()[:200])
+            case "empty":
+                path.write_bytes(b"")
+            case "deleted":
+                path.unlink()
+            case "another":
+                np.save(path, np.zeros((1, 8, 8, 3), dtype=np.uint8))
+    torch.testing.assert_close(first(), expected, rtol=0, atol=0)

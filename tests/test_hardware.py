@@ -1,5 +1,7 @@
 """Precision, memory format and compilation by hardware, never at the cost of a run."""
 
+import functools
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ilvr_lightning import hardware
+from ilvr_lightning.config import Config
 from ilvr_lightning.hardware import COMPILE_SAVES, COMPILE_SECONDS, Compiled, should_compile, training_precision
 from ilvr_lightning.models.blocks import attend
 from ilvr_lightning.models.config import UNetConfig
@@ -76,6 +79,77 @@ def test_training_precision_follows_the_processor(fast: bool, expected: str, mon
     assert training_precision("cpu") == expected
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "there", "kind"),
+    [
+        ("auto", ("cuda",), "cuda"), ("auto", ("mps",), "mps"), ("auto", (), "cpu"), ("gpu", ("cuda",), "cuda"),
+        ("gpu", ("mps",), "mps"), ("mps", ("cuda", "mps"), "mps"), ("cuda", ("cuda",), "cuda"),
+        ("cpu", ("cuda",), "cpu"),
+    ],
+)  # fmt: skip
+def test_precision_is_that_of_the_device_that_lightning_takes(
+    accelerator: str, there: tuple[str, ...], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    monkeypatch.setattr(hardware, "fast_bf16", lambda device: asked.append(device.type))
+    training_precision(accelerator)
+    assert asked == [kind]
+
+
+def test_precision_stays_what_the_run_began_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "training_precision", lambda accelerator: "bf16-mixed")
+
+    def precision(given: str | None, before: Config | None) -> object:
+        config = Config(trainer={} if given is None else {"precision": given})
+        return hardware.with_precision(config, before).trainer["precision"]
+
+    assert precision(None, None) == "bf16-mixed"
+    assert precision("64-true", None) == "64-true"
+    assert precision(None, Config(trainer={"precision": "64-true"})) == "64-true"
+    assert precision(None, Config()) == "32-true"  # of a version that knew no other default
+    assert precision("bf16-mixed", Config(trainer={"precision": "64-true"})) == "bf16-mixed"
+
+
+def test_sampling_seconds_are_those_of_the_pictures() -> None:
+    calls: list[tuple[int, ...]] = []
+
+    class Slow(nn.Linear):
+        def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+            calls.append(tuple(x.shape))
+            time.sleep(0.01)
+            return x
+
+    assert hardware.sampling_seconds(Slow(1, 1), (3, 8, 8), 199) == 0
+    assert not calls
+    assert 2 <= hardware.sampling_seconds(Slow(1, 1), (3, 8, 8), 200) < 20
+    assert calls == [(1, 3, 8, 8)] * 2
+
+
+def test_moments_take_the_memory_format_of_their_weights() -> None:
+    """Restored from a run on another kind of device: the fused step would mix up their elements."""
+    steps = []
+    for last in (False, True):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+        optimizer = torch.optim.AdamW([weight], 0.1, fused=True)
+        for _ in range(2):
+            weight.grad = torch.randn(4, 3, 3, 3)
+            optimizer.step()
+        state = optimizer.state_dict()
+        if last:
+            for moments in state["state"].values():
+                for name in ("exp_avg", "exp_avg_sq"):
+                    moments[name] = moments[name].to(memory_format=torch.channels_last)
+        optimizer.load_state_dict(state)
+        hardware.match_layout(optimizer)
+        weight.grad = torch.randn(4, 3, 3, 3)
+        optimizer.step()
+        steps.append(weight.detach().clone())
+    torch.testing.assert_close(steps[1], steps[0], rtol=0, atol=0)
+
+
 def test_precision_that_is_given_rules(train_run: TrainRun, capsys: pytest.CaptureFixture[str]) -> None:
     train_run("bf16", "trainer.precision=bf16-mixed", "trainer.max_steps=1")
     assert "precision bf16-mixed" in capsys.readouterr().out
@@ -133,7 +207,7 @@ def test_trying_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compiling_leaves_the_names_of_the_weights(train_run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     plain, compiled = (
         torch.load(train_run(name, f"compile={word}") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name, word in (("not compiled", "false"), ("compiled", "true"))
@@ -164,7 +238,16 @@ def test_really_compiled() -> None:
     compiled = Compiled(made)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        out = compiled(x, t)
-        torch.testing.assert_close(out, made(x, t), rtol=0, atol=1e-5)
-        assert compiled._compiled is not None
-        assert compiled(x + 1, t).data_ptr() != out.data_ptr()
+        torch.testing.assert_close(compiled(x, t), made(x, t), rtol=0, atol=1e-5)
+    assert compiled._compiled is not None
+
+
+def test_results_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph gives the same memory each time."""
+    buffer = torch.zeros(2, 3, 8, 8)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x, t: buffer.copy_(x))
+    compiled, t = Compiled(network()), torch.tensor([0, 5])
+    with torch.no_grad():
+        first = compiled(torch.ones(2, 3, 8, 8), t)
+        compiled(torch.zeros(2, 3, 8, 8), t)
+    assert first.min() == 1

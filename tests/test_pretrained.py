@@ -753,6 +753,15 @@ def test_export_in_half(kind: str, tmp_path: Path) -> None:
             torch.testing.assert_close(again[name], value, rtol=2**-11, atol=2**-25)
 
 
+def test_half_that_does_not_hold_a_weight(tmp_path: Path) -> None:
+    loaded = load_denoiser(own_checkpoint(tmp_path), say=None)
+    with torch.no_grad():
+        next(loaded.network.parameters()).fill_(1e5)
+    with pytest.raises(UserError, match="beyond what float16 holds"):
+        export(loaded, "safetensors", tmp_path / "out", Options(half=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_card_with_notes_and_pictures(tmp_path: Path) -> None:
     path = own_checkpoint(tmp_path)
     (tmp_path / "notes.md").write_text("Of toons, under CC BY 4.0.\n")
@@ -773,7 +782,7 @@ def test_card_with_notes_and_pictures(tmp_path: Path) -> None:
         (["--to", "safetensors", "out.safetensors", "--picture", "a.png"], "go into a model card"),
         (["--to", "safetensors", "out", "--picture", "b.png"], "--picture: there is no file b.png"),
         (["--to", "safetensors", "out", "--notes", "b.md"], "--notes: b.md cannot be read as text"),
-        (["--to", "safetensors", "out", "--picture", "a.png", "x/a.png"], "two have the same name"),
+        (["--to", "safetensors", "out", "--picture", "a.png", "x/a.png"], "a.png, a.png would overwrite one another"),
     ],
 )
 def test_card_that_cannot_be_made(
@@ -914,9 +923,10 @@ def test_fine_tuning_names_the_settings_that_differ(tmp_path: Path) -> None:
         initialise(unet_of(ours), own_checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize("patches", [{}, {"patch_size": 2, "pixel_channels": 4}])
 @pytest.mark.parametrize("ours_learned", [False, True])
-def test_the_head_is_re_made_only_when_asked(ours_learned: bool, tmp_path: Path) -> None:
-    path = own_checkpoint(tmp_path, learn_sigma=not ours_learned)
+def test_the_head_is_re_made_only_when_asked(ours_learned: bool, patches: dict[str, int], tmp_path: Path) -> None:
+    path = own_checkpoint(tmp_path, learn_sigma=not ours_learned, **patches)
     theirs = load_denoiser(path, say=None).network
     network = UNet(replace(theirs.config, learn_sigma=ours_learned), (16, 16))
     with pytest.raises(UserError, match="init_remake_head=true"):

@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sample
+from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.pretrained.export import export
 from ilvr_lightning.pretrained.load import file_sha256, load_denoiser
 from ilvr_lightning.references import find_images, read_references
@@ -328,7 +329,19 @@ def test_compiled_run(
     plain, compiled = run(*asked, out="plain"), run(*asked, "--compile", "true", out="compiled")
     assert shapes == [(2, 3, 8, 8)] * 5
     assert difference(plain / "a_N2_0.png", compiled / "a_N2_0.png") == 0
+    assert [line["compiled"] for line in manifest(plain) + manifest(compiled)] == [False] * 2 + [True] * 2
     assert "--compile: got 'yes'; give auto, true or false" in refused(capsys, *asked, "--compile", "yes")
+
+
+def test_bf16(run: Sample, references: Path) -> None:
+    """The network alone is rounded: the low band is met as in float32, the rest a little off."""
+    asked = ["--ref", references / "a.png", "--factor", 2, "--num-samples", 1]
+    full, half = run(*asked, out="full"), run(*asked, "--precision", "bf16", out="half")
+    assert manifest(half)[0]["precision"] == "bf16"
+    assert 0 < difference(full / "a_N2_0.png", half / "a_N2_0.png") < 64
+    low_pass = LowPassFilter((8, 8), 2, orthogonal=True)
+    a, b = (low_pass(torch.tensor(pixels(out / "a_N2_0.png")).permute(2, 0, 1)[None].double()) for out in (full, half))
+    assert float((a - b).abs().max()) < 3
 
 
 # Again

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.pretrained.description import Description
@@ -62,6 +63,7 @@ def model_card(description: Description, notes: str = "", pictures: Sequence[str
         training["learning rate"] = config.optim.lr
         training["EMA decay"] = config.ema.decay
         training["loss"] = config.diffusion.loss
+        training["precision"] = config.trainer.get("precision", "32-true")
     else:
         training["converted from"] = description.kind
     settings = dict(line.split(None, 1) for line in description.lines()[1:])
@@ -71,7 +73,7 @@ def model_card(description: Description, notes: str = "", pictures: Sequence[str
         channels=channels,
         height=height,
         width=width,
-        pictures="".join(f"\n![{Path(name).stem}]({name})\n" for name in pictures),
+        pictures="".join(f"\n![{Path(name).stem}]({quote(name)})\n" for name in pictures),
         notes=notes.strip() or NO_NOTES,
         training="\n".join(f"| {key} | {value} |" for key, value in training.items()),
         settings="\n".join(f"| {key} | {value} |" for key, value in settings.items()),

@@ -28,7 +28,7 @@ class Options:
     """What an export may be told."""
 
     half: bool = False
-    """Weights in float16: half the size, a part in 2,000 off at most."""
+    """Weights in float16: half the size, rounded to 11 bits."""
     notes: str = ""
     """Markdown for the model card: training images and their licence, what the model can do and cannot."""
     pictures: tuple[Path, ...] = ()
@@ -57,7 +57,10 @@ def export(loaded: LoadedDenoiser, kind: str, out: Path, options: Options | None
 def _weights(loaded: LoadedDenoiser, options: Options) -> dict[str, Tensor]:
     """The state dict in the precision asked for."""
     dtype = torch.float16 if options.half else torch.float32
-    return {name: value.to(dtype).contiguous() for name, value in loaded.network.state_dict().items()}
+    state = {name: value.to(dtype).contiguous() for name, value in loaded.network.state_dict().items()}
+    if options.half and not all(value.isfinite().all() for value in state.values()):
+        raise UserError("--half: a weight lies beyond what float16 holds; export without it")
+    return state
 
 
 def check_target(out: Path) -> None:
@@ -72,8 +75,8 @@ def _safetensors(loaded: LoadedDenoiser, out: Path, options: Options) -> list[Pa
     if out.suffix == ".safetensors":
         return _write(out, lambda path: _save(state, path, metadata))
     names = [picture.name for picture in options.pictures]
-    if len(set(names)) < len(names):
-        raise UserError(f"--picture: two have the same name among {', '.join(names)}; rename one")
+    if len(set(names)) < len(names) or {"model.safetensors", "README.md"} & set(names):
+        raise UserError(f"--picture: {', '.join(names)} would overwrite one another or the model; rename them")
     card = model_card(loaded.description, options.notes, names)
     return _write_folder(
         out,

@@ -58,7 +58,8 @@ def initialise(
                 f"init_from: {path} has model.learn_sigma={str(theirs.model.learn_sigma).lower()}; give that, or "
                 "init_remake_head=true to keep its output layer's part for the mean alone"
             )
-        for name in ("out.weight", "out.bias"):
+        head = "pixels.out" if network.pixels is not None else "out"
+        for name in (f"{head}.weight", f"{head}.bias"):
             state[name] = _remade(state[name], network.state_dict()[name])
         remade = "; output layer re-made, its part for the mean kept"
     network.load_state_dict(state)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ilvr_lightning.config import MAX_SIDE
+from ilvr_lightning.config import MAX_SIDE, Config
+from ilvr_lightning.configure import config_from_plain
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import make_schedule
@@ -258,7 +259,13 @@ def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None)
     )
 
 
-def check_resumable(path: Path) -> None:
-    """Raise a UserError unless a file is a checkpoint of train.py."""
-    if not own.is_checkpoint(read_content(path)):
+def resumable(path: Path) -> Config:
+    """The configuration of a checkpoint of train.py.
+
+    Raises:
+        UserError: it is none.
+    """
+    content = read_content(path)
+    if not own.is_checkpoint(content):
         raise UserError(f"{path} is no checkpoint of this project: give a last.ckpt or best.ckpt that train.py wrote")
+    return config_from_plain(content["hyper_parameters"]["config"])
