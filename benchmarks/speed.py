@@ -266,7 +266,7 @@ def time_networks(kind: str, args: argparse.Namespace, device: torch.device, pea
                 "kind": kind, "network": network, "row": name, "ms": 1000 * value, unit: batch / value,
                 "times": seconds["float32"] / value, "mfu": flops / value / peak, "peak_mb": memory,
             } | ({} if training else {"seconds_a_picture": pictures}))  # fmt: skip
-            line = f"| {name} | {1000 * value:.1f} | {batch / value:.1f} | {seconds['float32'] / value:.2f} "
+            line = f"| {name} | {1000 * value:.1f} | {batch / value:.3g} | {seconds['float32'] / value:.2f} "
             line += f"| {100 * flops / value / peak:.0f}% | {'' if memory is None else f'{memory:.0f}'} |"
             if not training:
                 line += f" {', '.join(f'{p} {s:.2f}' for p, s in pictures.items())} |"

@@ -150,6 +150,16 @@ def test_moments_take_the_memory_format_of_their_weights() -> None:
     torch.testing.assert_close(steps[1], steps[0], rtol=0, atol=0)
 
 
+def test_memory_format_of_training_follows_the_width() -> None:
+    for channels, device, expected in ((32, CPU, False), (128, CPU, True), (32, CUDA, True)):
+        made = UNet(
+            UNetConfig(channels=channels, channel_mult=(1,), num_res_blocks=1, attention_resolutions=()), (8, 8)
+        )
+        hardware.for_training(made, device)
+        weight = next(p for p in made.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) is expected
+
+
 def test_precision_that_is_given_rules(train_run: TrainRun, capsys: pytest.CaptureFixture[str]) -> None:
     train_run("bf16", "trainer.precision=bf16-mixed", "trainer.max_steps=1")
     assert "precision bf16-mixed" in capsys.readouterr().out
