@@ -99,7 +99,10 @@ def run(config_file: str, changes: list[str], seconds: float, features: Path, im
     config, _ = load_config([config_file, *changes], default=config_file)
     if not any(change.startswith("trainer.max_steps=") for change in changes):
         steps = int(seconds / seconds_a_step(config))
-        changes = [*changes, f"trainer.max_steps={steps}", f"optim.decay_steps={steps}"]
+        decay = (
+            [] if any(change.startswith("optim.decay_steps=") for change in changes) else [f"optim.decay_steps={steps}"]
+        )
+        changes = [*changes, f"trainer.max_steps={steps}", *decay]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         status = train.main([
