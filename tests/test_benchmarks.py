@@ -1,14 +1,22 @@
 """The benchmarks run, and their tables have what they say; what they measure is tested where it is defined."""
 
+import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import filters, side_by_side, trained
+from benchmarks import fidelity, filters, side_by_side, speed, trained
+from benchmarks import recipe as recipes
 from benchmarks.features import WIDTH, Features, features_of, load_features
+from benchmarks.fidelity import nearest
+from benchmarks.recipe import LOG_SNR, bound
+from ilvr_lightning.diffusion.denoiser import Prediction
+from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.images import read_image
+from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.pretrained.load import load_denoiser
 
 
@@ -88,3 +96,70 @@ def test_table_of_filters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "| cubic, orthogonal | 0 | 0.079 | 0.071 | 0.052 | 0.017 |" in out
     assert "| ideal | 0 | 0 | 0 | 0 | 0 |" in out
+
+
+def test_nearest_training_image_is_found_mirrored_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train = torch.rand(20, 3, 8, 8, generator=generator) * 2 - 1
+    x = torch.stack([train[3].flip(-1) + 0.1, torch.rand(3, 8, 8, generator=generator) * 2 - 1])
+    first, second = nearest(x, train)
+    assert float(first[0]) == pytest.approx(0.1, abs=1e-4)
+    assert float(second[0]) > 0.5
+    assert float(first[1]) > 0.5
+
+
+def test_bound_of_a_perfect_denoiser_is_nothing_and_of_a_blind_one_is_not() -> None:
+    """0 where x_0 is known at every level; where it is taken for 0, half the integral of the SNR times E|x_0|^2."""
+    x0 = torch.full((4, 1, 2, 2), 0.5)
+    schedule = NoiseSchedule.cosine(1000)
+    known = bound(lambda x, t: Prediction(x0=x0, eps=x), schedule, x0)
+    blind = bound(lambda x, t: Prediction(x0=torch.zeros_like(x), eps=x), schedule, x0)
+    assert known == 0
+    level = torch.linspace(-LOG_SNR, LOG_SNR, 100_000, dtype=torch.float64)
+    exact = 0.5 * 0.25 * float(torch.trapezoid(level.exp(), level)) / math.log(2)
+    assert blind == pytest.approx(exact, rel=0.2)
+
+
+def test_table_of_recipes(
+    recipe: Path, features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments(monkeypatch, recipe, "--seconds", 0.05, "--features", features, "--images", 3, "--variant", "eps",
+              "--variant", "v", "diffusion.prediction=v")  # fmt: skip
+    recipes.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines] == ["variant", "---", "eps", "v"]
+    for line in lines[2:]:
+        steps, images_seen = (int(cell.replace(",", "")) for cell in line.split("|")[3:5])
+        assert images_seen == 4 * steps > 0
+        assert float(line.split("|")[5]) > 0
+
+
+def test_table_of_fidelity(
+    trained_run: Path, images: Path, features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments(monkeypatch, "--ckpt", trained_run, "--data", images, "--features", features, "--factor", 2)
+    fidelity.main()
+    rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")][2:-1]
+            for line in capsys.readouterr().out.splitlines() if line.startswith("|")}  # fmt: skip
+    assert list(rows) == ["", "---", "training images", "unconditional", "N=2", "held-out images"]
+    assert abs(float(rows["held-out images"][1])) < 0.01
+    assert set(rows["held-out images"][2].split()) == {"1.00"}
+
+
+def test_table_of_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = speed.Subject(
+        config=UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=()),
+        size=8, sampling_batch=2, training_batch=2,
+    )  # fmt: skip
+    monkeypatch.setattr(speed, "subjects", lambda: {"small": small})
+    arguments(monkeypatch, "--device", "cpu", "--repeats", 1, "--no-memory", "--json", tmp_path / "speed.json",
+              "--only", "sampling", "training", "quality")  # fmt: skip
+    speed.main()
+    figures = json.loads((tmp_path / "speed.json").read_text())
+    rows = [f["row"] for f in figures if f.get("kind") in ("sampling", "training")]
+    assert rows == [
+        name for table in (speed.SAMPLING, speed.TRAINING) for name, row in table.items() if not row.compile
+    ]
+    assert all(f["ms"] > 0 and f["mfu"] > 0 for f in figures if "ms" in f)
+    assert [f["moved"] < 1e-2 for f in figures if f.get("kind") == "quality"] == [True, True]
+    assert "| float32 |" in capsys.readouterr().out
