@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -135,9 +136,14 @@ def test_table_of_recipes(
 
 
 def test_table_of_fidelity(
-    trained_run: Path, images: Path, features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments(monkeypatch, "--ckpt", trained_run, "--data", images, "--features", features, "--factor", 2)
+    trained_run: Path, images: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for split, files in (("train", sorted(images.iterdir())[:12]), ("test", sorted(images.iterdir())[12:])):
+        for file in files:
+            (tmp_path / "set" / split).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "set" / split)
+    arguments(monkeypatch, "--ckpt", trained_run, "--data", tmp_path / "set", "--features", features, "--factor", 2)
     fidelity.main()
     rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")][2:-1]
             for line in capsys.readouterr().out.splitlines() if line.startswith("|")}  # fmt: skip
