@@ -28,10 +28,10 @@ SAMPLE := --preset draft
 endif
 
 demo: demo-env
-	$(PYTHON) sample.py --ckpt toon64 --ref data/references --factor 16 8 4 --num-samples 2 --out samples/demo/toon64 \
-		--overwrite $(SAMPLE)
-	$(PYTHON) sample.py --ckpt animals64 --ref data/references/photo_cat.png data/references/field_*.png \
-		--factor 16 8 4 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE)
+	$(PYTHON) sample.py --ckpt toon64 --factor 16 8 4 --num-samples 2 --out samples/demo/toon64 --overwrite $(SAMPLE) \
+		--ref data/references/photo_astronaut.png data/references/painting_*.png data/references/scribble_*.png
+	$(PYTHON) sample.py --ckpt animals64 --factor 16 8 4 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE) \
+		--ref data/references/photo_cat.png data/references/field_*.png
 	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 trainer.default_root_dir=samples/demo/runs $(TRAIN)
 	@echo
 	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch: samples/demo/runs/toon32/*/grids/"

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ilvr_lightning.configure import config_from_plain
-from ilvr_lightning.pretrained.description import Description
+from ilvr_lightning.pretrained.description import Description, gain_lines
 from ilvr_lightning.pretrained.own import data_set_of
 
 CARD = """---
@@ -23,10 +23,10 @@ a reference picture and no retraining:
 
 or, as a library:
 
-    from ilvr_lightning import SamplingPlan, generate, load_denoiser
+    from ilvr_lightning import generate, load_denoiser
 
     denoise = load_denoiser("model.safetensors")
-    x = generate(denoise, denoise.schedule, SamplingPlan.preset("fast", factor=8),
+    x = generate(denoise, denoise.schedule, denoise.preset("fast", factor=8),
                  seeds=[0, 1, 2, 3], shape=denoise.image_shape, reference=y)    # y: (1, C, H, W) in [-1, 1]
 
 ## Training
@@ -66,7 +66,7 @@ def model_card(description: Description, notes: str = "", pictures: Sequence[str
         training["precision"] = config.trainer.get("precision", "32-true")
     else:
         training["converted from"] = description.kind
-    settings = dict(line.split(None, 1) for line in description.lines()[1:])
+    settings = dict(line.split(None, 1) for line in [*description.lines()[1:], *gain_lines(description)])
     name = data_set_of(description).rstrip("/").split("/")[-1] if description.config else description.kind
     return CARD.format(
         title=f"{name}, {height} px",
