@@ -30,8 +30,8 @@ endif
 demo: demo-env
 	$(PYTHON) sample.py --ckpt toon64 --factor 16 8 4 --num-samples 2 --out samples/demo/toon64 --overwrite $(SAMPLE) \
 		--ref data/references/photo_astronaut.png data/references/painting_*.png data/references/scribble_*.png
-	$(PYTHON) sample.py --ckpt animals64 --factor 16 8 4 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE) \
-		--ref data/references/photo_cat.png data/references/field_*.png
+	$(PYTHON) sample.py --ckpt animals64 --factor 32 16 8 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE) \
+		--ref data/references/photo_cat.png data/references/field_*.png data/references/painting_*re*.png
 	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 trainer.default_root_dir=samples/demo/runs $(TRAIN)
 	@echo
 	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch: samples/demo/runs/toon32/*/grids/"
