@@ -251,5 +251,6 @@ def quiet() -> None:
         ".*Total length of `DataLoader` across ranks is zero.*",  # all is done already
         ".*smaller than the logging interval.*",  # losses are logged at each epoch's last step too
         ".*accelerator.*but not used.*",  # what was asked for is used
+        ".*not supported by the model summary.*",  # its size in MB is of no use in bf16
     ):
         warnings.filterwarnings("ignore", pattern)

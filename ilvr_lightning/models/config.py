@@ -49,8 +49,7 @@ class UNetConfig:
     patch_size: int = 1
     """2 works on 2x2 patches (pixel-unshuffle in, shuffle out), a quarter of the cost; 4 on 4x4, a sixteenth."""
     pixel_channels: int = 0
-    """With patches: channels of two convolutions behind them, at full resolution; without any (0) the output depends on
-    a pixel's place in its patch, and pictures have a dotted grain."""
+    """With patches: channels of two convolutions behind them, at full resolution; 0 has none."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "num_res_blocks", "norm_num_groups"):

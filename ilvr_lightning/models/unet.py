@@ -46,7 +46,7 @@ class Stage(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Behind the patches: two convolutions at full resolution, so that no pixel's place in its patch is special."""
+    """Behind the patches: two convolutions at full resolution, which see across the patches' seams."""
 
     def __init__(self, channels: int, image_channels: int, out_channels: int) -> None:
         super().__init__()
