@@ -124,7 +124,7 @@ def make_parser() -> Parser:
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to sample (%(default)s)")
     add("--devices", type=int, default=1, metavar="N", help="number of devices (%(default)s)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto",
-        help="of the network; auto: bf16 on a GPU, 32 elsewhere")  # fmt: skip
+        help="of the network; auto: bf16 on a GPU that has it, 32 elsewhere")  # fmt: skip
     add("--compile", type=_compile, default="auto", metavar="auto|true|false",
         help="compile the network; auto: on a GPU, and on a CPU where a long run wins the time back")  # fmt: skip
     add("--overwrite", action="store_true", help="make again what the folder already holds")
