@@ -66,8 +66,10 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     trainer = make_trainer(args.device, args.devices, [SampleWriter(jobs), ILVRGrid()])
     device = trainer.strategy.root_device
     module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, device))
-    evaluations = module.plan.num_steps * -(-len(jobs.todo) // trainer.world_size)
-    if should_compile(args.compile, device, lambda: sampling_seconds(module.network, shape, evaluations)):
+    mine = -(-len(jobs.todo) // trainer.world_size)
+    batch = min(args.batch_size, mine)
+    evaluations = module.plan.num_steps * -(-mine // batch) if mine else 0
+    if should_compile(args.compile, device, lambda: sampling_seconds(module.network, (batch, *shape), evaluations)):
         module.compile_sampling()
     if trainer.is_global_zero:
         done = len(jobs.jobs) - len(jobs.todo)

@@ -21,7 +21,6 @@ process of its own, or what the GPU's allocator reached.
 import argparse
 import copy
 import json
-import math
 import platform
 import resource
 import statistics
@@ -205,11 +204,11 @@ def counted(call: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_of(device: torch.device) -> tuple[float, str]:
-    """Operations a second that the device can do, and where the figure comes from."""
+def peak_of(device: torch.device) -> tuple[float | None, str]:
+    """Operations a second that the device can do, None where nobody says, and where the figure comes from."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return next((v for k, v in DENSE_BF16.items() if k in name), math.inf), "published, dense bf16"
+        return next((v for k, v in DENSE_BF16.items() if k in name), None), "published, dense bf16"
     dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
     a = torch.randn(2048, 2048, dtype=dtype)
     seconds = min(interleaved({"": lambda: a @ a}, 1, device)[""] for _ in range(20))
@@ -226,26 +225,21 @@ def processor() -> str:
     return ", ".join([name, *(key for key, there in has.items() if there)])
 
 
-def peak_memory(kind: str, network: str, name: str, call: Callable[[], object], device: torch.device) -> float:
-    """MB: what a row allocates on a GPU; on a CPU the largest resident size of a process that does it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated() / 2**20
-    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", kind, network, name]
+def peak_memory(kind: str, network: str, name: str, device: torch.device) -> float:
+    """MB of a process that does one row: what it allocates on a GPU, on a CPU its largest resident size."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--device", device.type, "--memory-of", kind, network, name]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 Figures = list[dict[str, Any]]
 
 
-def time_networks(kind: str, args: argparse.Namespace, device: torch.device, peak: float) -> Figures:
+def time_networks(kind: str, args: argparse.Namespace, device: torch.device, peak: float | None) -> Figures:
     """Figures of every row of every network asked for; prints each."""
     figures: Figures = []
     training = kind == "training"
-    table = (TRAINING if device.type == "cpu" else GPU_TRAINING) if training else SAMPLING
+    make, table = of_kind(kind, device)
     rows = {name: row for name, row in table.items() if args.compile or not row.compile}
-    make = training_step if training else evaluation
     for network in args.network:
         subject = subjects()[network]
         batch = subject.training_batch if training else subject.sampling_batch
@@ -260,29 +254,38 @@ def time_networks(kind: str, args: argparse.Namespace, device: torch.device, pea
         print("|---|---|---|---|---|---|" + ("" if training else "---|"), flush=True)
         for name, value in seconds.items():
             measured = args.memory and not (device.type == "cpu" and rows[name].compile)  # the compiler takes the most
-            memory = peak_memory(kind, network, name, calls[name], device) if measured else None
+            memory = peak_memory(kind, network, name, device) if measured else None
             pictures = {p: round(value / batch * min(v.get("num_steps", 1000), 1000), 3) for p, v in PRESETS.items()}
             figures.append({
                 "kind": kind, "network": network, "row": name, "ms": 1000 * value, unit: batch / value,
-                "times": seconds["float32"] / value, "mfu": flops / value / peak, "peak_mb": memory,
+                "times": seconds["float32"] / value, "mfu": peak and flops / value / peak, "peak_mb": memory,
             } | ({} if training else {"seconds_a_picture": pictures}))  # fmt: skip
             line = f"| {name} | {1000 * value:.1f} | {batch / value:.3g} | {seconds['float32'] / value:.2f} "
-            line += f"| {100 * flops / value / peak:.0f}% | {'' if memory is None else f'{memory:.0f}'} |"
+            mfu = f"{100 * flops / value / peak:.0f}%" if peak else ""
+            line += f"| {mfu} | {'' if memory is None else f'{memory:.0f}'} |"
             if not training:
                 line += f" {', '.join(f'{p} {s:.2f}' for p, s in pictures.items())} |"
             print(line, flush=True)
     return figures
 
 
-def print_memory(kind: str, network: str, name: str) -> None:
+def of_kind(kind: str, device: torch.device) -> tuple[Callable[..., Callable[[], object]], dict[str, Row]]:
+    """What makes a call of a row, and the rows."""
+    if kind == "sampling":
+        return evaluation, SAMPLING
+    return training_step, TRAINING if device.type == "cpu" else GPU_TRAINING
+
+
+def print_memory(device: torch.device, kind: str, network: str, name: str) -> None:
     """What --memory-of does in its own process."""
-    subject, device = subjects()[network], torch.device("cpu")
-    make, table = (training_step, TRAINING) if kind == "training" else (evaluation, SAMPLING)
-    call = make(subject, table[name], device)
-    call()
-    call()
+    make, table = of_kind(kind, device)
+    call = make(subjects()[network], table[name], device)
+    for _ in range(2):
+        call()
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage there counts what the parent had, too
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    elif status.exists():  # getrusage there counts what the parent had, too
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         print(int(peak.split()[1]) / 2**10)
     else:
@@ -357,11 +360,11 @@ def quality(args: argparse.Namespace, device: torch.device) -> Figures:
     loaded = load_denoiser(args.ckpt, say=None)
     shape = loaded.image_shape
     y = torch.stack([r.tensor for r in find_references(["data/references"], shape, "crop")])
+    network = copy.deepcopy(loaded.network)
+    for_sampling(network, True)
+    low = Denoiser(lambda x, t: network(x.to(torch.bfloat16), t), loaded.schedule, loaded.prediction_type)
     for preset in ("draft", "fast"):
         plan = loaded.preset(preset, 8)
-        network = copy.deepcopy(loaded.network)
-        for_sampling(network, True)
-        low = Denoiser(lambda x, t, n=network: n(x.to(torch.bfloat16), t), loaded.schedule, loaded.prediction_type)  # type: ignore[misc]
         a, b = (
             generate(d, loaded.schedule, plan, seeds=range(len(y)), shape=shape, reference=y).clamp(-1, 1)
             for d in (loaded, low)
@@ -420,12 +423,12 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
-        return print_memory(*args.memory_of)
+        return print_memory(torch.device(args.device), *args.memory_of)
     device = torch.device(args.device)
     peak, source = peak_of(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-          f"peak {peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip
+          + (f"peak {peak / 1e12:.2f} TFLOP/s ({source})" if peak else "peak unknown"))  # fmt: skip
     figures: Figures = [{"device": name, "torch": torch.__version__, "peak": peak, "peak_source": source}]
     for kind in args.only:
         if kind in ("sampling", "training"):

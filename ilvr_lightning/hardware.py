@@ -60,7 +60,7 @@ def with_precision(config: Config, before: Config | None) -> Config:
 def for_training(network: UNet, device: torch.device) -> None:
     """Give the weights the memory format that training is fastest in, before they are moved or wrapped."""
     # On a CPU the normalisation's backward pass is slower in it, the convolutions' faster: narrow networks lose.
-    if device.type == "cuda" or network.config.channels >= CHANNELS_LAST_FROM:
+    if device.type == "cuda" or (device.type == "cpu" and network.config.channels >= CHANNELS_LAST_FROM):
         network.to(memory_format=torch.channels_last)
 
 
@@ -90,18 +90,18 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
-def sampling_seconds(network: nn.Module, shape: tuple[int, int, int], evaluations: int) -> float:
-    """How long a CPU will take for evaluations of so many pictures, by the second of two of one: an upper bound.
+def sampling_seconds(network: nn.Module, batch: tuple[int, int, int, int], evaluations: int) -> float:
+    """How long a CPU will take for so many evaluations of a batch (B, C, H, W), by the second of two.
 
     0 for fewer than 200, where measuring would cost more than 1%.
     """
     if evaluations < 200:
         return 0.0
-    x = torch.zeros(1, *shape, dtype=next(network.parameters()).dtype)
+    x = torch.zeros(batch, dtype=next(network.parameters()).dtype)
     with torch.inference_mode():
         for _ in range(2):
             start = time.perf_counter()
-            network(x, torch.zeros(1, dtype=torch.int64))
+            network(x, torch.zeros(len(x), dtype=torch.int64))
     return (time.perf_counter() - start) * evaluations
 
 

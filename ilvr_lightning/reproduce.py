@@ -59,13 +59,15 @@ def reproduce(args: argparse.Namespace) -> int:
               file=source.name)  # fmt: skip
     # Convolutions may round differently in a batch of another size.
     new = from_tensor(module.predict_step([job] * recipe.batch_size))[0]
-    made = replace(recipe, threads=torch.get_num_threads(), device=device.type)
+    made = replace(recipe, **module.conditions(recipe.batch_size))
     write_whole(target, lambda path: to_image(new).save(path, "PNG", pnginfo=recipe_info(made)))
     difference = int(np.abs(to_pixels(read_image(target)).astype(int) - old).max())
     verdict = "identical" if difference == 0 else f"at most {difference} of 255 apart"
     print(f"{target}: {verdict}")
     if device.type != recipe.device:
         print(f"it was made on {recipe.device}, which is not here; another kind of device draws other noise")
+    if made.compiled != recipe.compiled:
+        print("it was made by a compiled network, which rounds otherwise")
     return 0
 
 

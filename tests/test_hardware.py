@@ -112,7 +112,7 @@ def test_precision_stays_what_the_run_began_in(monkeypatch: pytest.MonkeyPatch) 
     assert precision("bf16-mixed", Config(trainer={"precision": "64-true"})) == "bf16-mixed"
 
 
-def test_sampling_seconds_are_those_of_the_pictures() -> None:
+def test_sampling_seconds_are_those_of_the_batches() -> None:
     calls: list[tuple[int, ...]] = []
 
     class Slow(nn.Linear):
@@ -121,10 +121,10 @@ def test_sampling_seconds_are_those_of_the_pictures() -> None:
             time.sleep(0.01)
             return x
 
-    assert hardware.sampling_seconds(Slow(1, 1), (3, 8, 8), 199) == 0
+    assert hardware.sampling_seconds(Slow(1, 1), (4, 3, 8, 8), 199) == 0
     assert not calls
-    assert 2 <= hardware.sampling_seconds(Slow(1, 1), (3, 8, 8), 200) < 20
-    assert calls == [(1, 3, 8, 8)] * 2
+    assert 2 <= hardware.sampling_seconds(Slow(1, 1), (4, 3, 8, 8), 200) < 20
+    assert calls == [(4, 3, 8, 8)] * 2
 
 
 def test_moments_take_the_memory_format_of_their_weights() -> None:
@@ -151,7 +151,12 @@ def test_moments_take_the_memory_format_of_their_weights() -> None:
 
 
 def test_memory_format_of_training_follows_the_width() -> None:
-    for channels, device, expected in ((32, CPU, False), (128, CPU, True), (32, CUDA, True)):
+    for channels, device, expected in (
+        (32, CPU, False),
+        (128, CPU, True),
+        (32, CUDA, True),
+        (128, torch.device("mps"), False),
+    ):
         made = UNet(
             UNetConfig(channels=channels, channel_mult=(1,), num_res_blocks=1, attention_resolutions=()), (8, 8)
         )

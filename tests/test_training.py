@@ -182,6 +182,19 @@ def test_resume_in_mid_epoch(train_run: TrainRun, recipe: Path, straight: Path) 
     assert_same_training(folder, straight)
 
 
+def test_resume_with_moments_in_another_memory_format(train_run: TrainRun, straight: Path) -> None:
+    """As a GPU left them: they take the layout of the weights here before the first step."""
+    folder = train_run("from_a_gpu")
+    content = last(folder)
+    for state in content["optimizer_states"][0]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].ndim == 4:
+                state[name] = state[name].to(memory_format=torch.channels_last)
+    torch.save(content, folder / "checkpoints" / "last.ckpt")
+    train_run("from_a_gpu", "trainer.max_epochs=3", "resume=auto")
+    assert_same_training(folder, straight)
+
+
 @pytest.mark.parametrize(
     ("owner", "method", "call", "saved"),
     [
