@@ -5,11 +5,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ilvr_lightning.arguments import parse
 from ilvr_lightning.cli import announce, command
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from ilvr_lightning.sampling import SampleWriter
 
 
 @command
@@ -25,14 +29,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
-    """Load -> jobs -> Trainer.predict -> PNGs and grids."""
+    """Load -> jobs -> Trainer.predict -> pictures and grids; returns the exit status."""
     from ilvr_lightning.grid import ILVRGrid
     from ilvr_lightning.hardware import sampling_seconds, should_compile
-    from ilvr_lightning.jobs import SampleJobs, make_jobs
+    from ilvr_lightning.jobs import make_jobs
+    from ilvr_lightning.launch import RankWatch
+    from ilvr_lightning.outputs import make_output
     from ilvr_lightning.pretrained.load import load_denoiser
     from ilvr_lightning.runs import make_writable
-    from ilvr_lightning.sampling import ILVRSampler, SampleWriter, write_references
+    from ilvr_lightning.sampling import ILVRSampler, SampleJobs, SampleWriter
     from ilvr_lightning.session import find_checkpoint, find_references, fitting_settings, make_trainer, use_bf16
+    from ilvr_lightning.stopping import StopOnSignal
 
     folder = Path(args.out)
     checkpoint = find_checkpoint(args.ckpt)
@@ -41,47 +48,55 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
         plan = replace(plan, clip=loaded.clip)
     shape, plan, settings = fitting_settings(loaded, args, plan)
     references = find_references(args.ref, shape, args.fit, args.mask)
-    if plan.start_from is not None and any(reference.mask is not None for reference in references):
+    if plan.start_from is not None and references.few and any(reference.mask is not None for reference in references):
         raise UserError("--start-from begins from the whole reference; one of these has a mask of its own")
     make_writable(folder, "--out")
-    write_references(references, folder)
-    jobs = SampleJobs(
-        make_jobs(
-            references,
-            settings,
-            args.num_samples,
-            plan,
-            seed=args.seed,
-            weights=args.weights,
-            checkpoint_sha256=loaded.found.sha256,
-            overrides=dict(args.override),
-            folder=folder,
-            overwrite=args.overwrite,
-        ),
-        folder,
-        args.batch_size,
-        args.overwrite,
-        args.trajectory,
+    jobs = make_jobs(
+        references,
+        settings,
+        args.num_samples,
+        plan,
+        seed=args.seed,
+        weights=args.weights,
+        checkpoint_sha256=loaded.found.sha256,
+        overrides=dict(args.override),
     )
-    trainer = make_trainer(args.device, args.devices, [SampleWriter(jobs), ILVRGrid()])
+    output = make_output(args.format, jobs, folder, shape, args.overwrite, args.trajectory)
+    data = SampleJobs(jobs, output, args.batch_size, args.trajectory)
+    writer = SampleWriter(data, folder)
+    stop = StopOnSignal()
+    trainer = make_trainer(args.device, args.devices, [RankWatch(), stop, writer, ILVRGrid()])
     device = trainer.strategy.root_device
     module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, device))
-    mine = -(-len(jobs.todo) // trainer.world_size)
+    mine = -(-len(data.todo) // trainer.world_size)
     batch = min(args.batch_size, mine)
     evaluations = module.plan.num_steps * -(-mine // batch) if mine else 0
     if should_compile(args.compile, device, lambda: sampling_seconds(module.network, (batch, *shape), evaluations)):
         module.compile_sampling()
     if trainer.is_global_zero:
-        done = len(jobs.jobs) - len(jobs.todo)
+        done = len(jobs) - len(data.todo)
         print(
-            f"weights      {args.weights}\nsamples      {len(jobs.todo)} to make"
+            f"weights      {args.weights}\nsamples      {len(data.todo)} to make"
             + (f", {done} already there" if done else ""),
             flush=True,
         )
-    trainer.predict(module, datamodule=jobs, return_predictions=False)
+    with stop.listening():
+        trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
-        *_, last = jobs.grids()
-        print(f"pictures     in {folder}; grid {last.path}")
+        return report(writer)
+    return 0
+
+
+def report(writer: "SampleWriter") -> int:
+    """Say where the pictures are, and which are not; returns the exit status."""
+    left_out, each = len(writer.jobs.jobs.unusable), writer.jobs.jobs.each
+    if left_out:
+        print(f"left out     {left_out * each} pictures of {left_out} references that cannot be used", file=sys.stderr)
+    if writer.missing:
+        print(f"sample.py: {writer.missing} pictures are missing; run the same command again", file=sys.stderr)
+        return 1
+    *_, grid = None, *writer.jobs.grids()
+    print(f"pictures     in {writer.jobs.output.where}" + (f"; grid {grid.path}" if grid else ""))
     return 0
 
 

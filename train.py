@@ -1,12 +1,11 @@
 """Train an unconditional diffusion model: python train.py [CONFIG.yaml] [key=value ...]."""
 
-import os
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from ilvr_lightning.cli import announce, command
+from ilvr_lightning.cli import announce, command, speak_for_yourself
 from ilvr_lightning.config import Config
 from ilvr_lightning.configure import describe, load_config, to_yaml
 
@@ -26,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     config, name = load_config([a for a in argv if a != "--print-config"], default="configs/toon32.yaml")
     if "--print-config" in argv:
-        print(to_yaml(config), end="")
+        print(to_yaml(config.plain()), end="")
         return 0
     train(config, name)
     return 0
@@ -36,40 +35,47 @@ def train(config: Config, name: str) -> None:
     """Config -> module, data, callbacks -> Trainer.fit."""
     print("loading ...", flush=True)
     import lightning.pytorch as pl
-    from lightning.pytorch.loggers import TensorBoardLogger
 
     from ilvr_lightning.calibration import Calibration
-    from ilvr_lightning.callbacks import EMA, Checkpoints, TrainingLog
+    from ilvr_lightning.callbacks import EMA, TrainingLog
+    from ilvr_lightning.checkpoints import Checkpoints, WholeCheckpointIO
     from ilvr_lightning.data import HFImageDataModule
+    from ilvr_lightning.events import Events, mend_events
     from ilvr_lightning.grid import ILVRGrid
     from ilvr_lightning.hardware import for_training, should_compile, with_precision
+    from ilvr_lightning.launch import RankWatch
+    from ilvr_lightning.memory import with_batch_size, within_memory
     from ilvr_lightning.module import DDPM
     from ilvr_lightning.pretrained.initialise import initialise
     from ilvr_lightning.pretrained.load import resumable
-    from ilvr_lightning.runs import RUN_NAME, make_writable, resume_checkpoint, run_folder
+    from ilvr_lightning.runs import forget_agreements, make_writable, resume_checkpoint, root_of, run_folder
     from ilvr_lightning.session import blamed_on_settings, quiet, trainer_from
+    from ilvr_lightning.stopping import StopOnSignal
+    from ilvr_lightning.whole import remove_partials, write_safely
 
     quiet()
     resume = resume_checkpoint(config, name)
-    before = None if resume is None else resumable(resume)
+    before, step = (None, None) if resume is None else resumable(resume)
     config = with_precision(config, before)
     folder = run_folder(config, name, resume)
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    root = Path(str(config.trainer.get("default_root_dir", "runs")))
-    make_writable(root, "trainer.default_root_dir")
-    data = HFImageDataModule(config.data, config.seed, cache=root / ".decoded")
+    make_writable(root_of(config), "trainer.default_root_dir")
+    data = HFImageDataModule(config.data, config.seed, cache=root_of(config) / ".decoded")
     data.setup()
+    config = with_batch_size(config, before, data)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
     module = DDPM(config)
     if resume is not None:
         initialise(module.network, resume, say=lambda line: None)  # a check that its network is this one
     elif config.init_from is not None:
         initialise(module.network, config.init_from, config.diffusion, config.init_remake_head, announce)
     make_writable(folder / "checkpoints", "trainer.default_root_dir")
-    grid = config.grid
+    grid, on_full_disk, stop = config.grid, config.checkpoint.on_full_disk, StopOnSignal()
     trainer = trainer_from(
         config.trainer,
-        logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+        logger=Events(folder, step, on_full_disk),
+        plugins=[WholeCheckpointIO()],
         callbacks=[
+            RankWatch(),
             EMA(config.ema.decay),
             TrainingLog(),
             ILVRGrid(
@@ -81,18 +87,23 @@ def train(config: Config, name: str) -> None:
                 seed=config.seed,
                 every_n_epochs=grid.every_n_epochs,
                 every_n_steps=grid.every_n_steps,
-                batch_size=config.data.batch_size,
+                batch_size=config.data.global_batch,
             ),
             Calibration(config.calibration.images, config.seed),
-            Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps),
+            stop,
+            Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps, on_full_disk),
         ],
     )
     device = trainer.strategy.root_device
+    trainer.precision_plugin.convert_module(module)  # before a checkpoint is read into it, and the average is copied
     for_training(module.network, device)
     if should_compile(config.compile, device):
         module.compile_training()
     if trainer.is_global_zero:
-        (folder / "config.yaml").write_text(to_yaml(replace(config, resume=None, init_from=None)))
+        recipe = to_yaml(replace(config, resume=None, init_from=None).plain())
+        write_safely(folder / "config.yaml", lambda partial: partial.write_text(recipe))
+        remove_partials(folder)
+        mend_events(folder)
         print(
             f"data         {config.data.path}: {data.counts}, {config.data.size[0]}x{config.data.size[1]} px\n"
             f"network      {sum(p.numel() for p in module.network.parameters()):,} parameters\n"
@@ -103,12 +114,15 @@ def train(config: Config, name: str) -> None:
             flush=True,
         )
     data.check_shares(trainer)
+    speak_for_yourself()
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except (ValueError, ZeroDivisionError) as error:
-        raise blamed_on_settings(error) from None
+        with stop.listening():
+            fit = functools.partial(trainer.fit, module, datamodule=data, ckpt_path=resume, weights_only=True)
+            within_memory(fit, module, trainer)
+    except Exception as error:
+        raise blamed_on_settings(error, resume if trainer.global_step <= (step or 0) else None) from None
     finally:
-        os.environ.pop(RUN_NAME, None)  # another run in this process takes a name of its own
+        forget_agreements()
     if trainer.is_global_zero:
         loss = float(trainer.callback_metrics.get("val/loss", "nan"))
         print(

@@ -10,7 +10,6 @@ downsampled by N, and the seconds a picture takes.
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ilvr_lightning.arguments import parse
 from ilvr_lightning.cli import command
@@ -37,9 +36,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"high band of {len(references)} samples, {plan.sampler}, {module.plan.num_steps} evaluations:")
     for setting in settings:
         factor = setting.factor
-        jobs = make_jobs(
-            references, [setting], 1, plan, seed=args.seed, weights="ema", checkpoint_sha256="", folder=Path(args.out)
-        )
+        jobs = make_jobs(references, [setting], 1, plan, seed=args.seed, weights="ema", checkpoint_sha256="")
         start = time.perf_counter()
         batches = [jobs[i : i + args.batch_size] for i in range(0, len(jobs), args.batch_size)]
         with torch.no_grad():

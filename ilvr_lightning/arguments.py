@@ -14,6 +14,8 @@ from ilvr_lightning.errors import UserError
 
 FLAGS = {"num_steps": ["--steps", "--num-steps"], "condition_from": [], "condition_to": []}
 """Fields whose flag is not their name; the range of two of them is --range A:B."""
+MOST_SAMPLES = 10**7
+"""A run makes."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +41,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:
     for name in ("num_samples", "batch_size", "devices"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1: got {getattr(args, name)}")
+    if args.num_samples > MOST_SAMPLES:
+        raise UserError(
+            f"--num-samples must be at most {MOST_SAMPLES}: got {args.num_samples}; another --seed and --out makes more"
+        )
+    if args.trajectory and args.format != "png":
+        raise UserError(f"--trajectory draws beside PNGs; leave --format {args.format} out")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed must be from 0 to {2**32 - 1}: got {args.seed}")
     if not args.out.strip() or not all(pattern.strip() for pattern in args.ref):
@@ -110,6 +118,9 @@ def make_parser() -> Parser:
         "last one, else the model that comes with the project")  # fmt: skip
     add("--out", default="samples", metavar="DIR", help="folder for the pictures (%(default)s)")
     add("--num-samples", type=int, default=4, metavar="N", help="pictures a reference and factor (%(default)s)")
+    add("--format", choices=("png", "parquet", "npz"), default="png",
+        help="png: a file a picture; parquet: a data set that load_dataset reads; npz: an array for ADM's evaluator "
+        "(%(default)s)")  # fmt: skip
     add("--unconditional", action="store_true", help="follow no reference")
     add("--seed", type=int, default=0, help="of the noise (%(default)s)")
     add_override(parser)

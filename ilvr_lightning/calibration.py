@@ -125,7 +125,7 @@ class Calibration(Callback):
         held_out = trainer.datamodule.validation  # type: ignore[attr-defined]
         images = torch.stack([held_out[i][0] for i in range(min(self.images, len(held_out)))])
         module = cast("DDPM", pl_module)
-        at_once = images_at_once(trainer, module.config.data.batch_size, 64)
+        at_once = images_at_once(trainer, module.config.data.global_batch, 64)
         if trainer.is_global_zero:
             print(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images", flush=True)
         try:

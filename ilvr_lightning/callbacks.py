@@ -1,23 +1,20 @@
-"""What hooks into the Trainer: EMA, checkpoints and logs; the grids are in grid.py."""
+"""What hooks into the Trainer: EMA and logs; grids are in grid.py, checkpoints in checkpoints.py."""
 
-import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
 from ilvr_lightning.config import Config
 from ilvr_lightning.configure import flatten, to_yaml
+from ilvr_lightning.events import Events
+from ilvr_lightning.stopping import stop_callback
 
 if TYPE_CHECKING:
     from ilvr_lightning.module import DDPM
@@ -77,10 +74,11 @@ class EMA(WeightAveraging):
 def sampling_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[bool]:
     """The module ready to sample from amid training: in eval mode, with the average if one is kept; whether it is."""
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    stop = stop_callback(trainer)
     training = pl_module.training
     pl_module.eval()
     try:
-        with ema.averaged(pl_module) if ema else nullcontext():
+        with ema.averaged(pl_module) if ema else nullcontext(), stop.at_once(trainer) if stop else nullcontext():
             yield ema is not None
     finally:
         pl_module.train(training)
@@ -97,96 +95,32 @@ def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
     return last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
-class Checkpoints(Checkpoint):
-    """last.ckpt every so many steps and at each epoch's end, best.ckpt by val/loss; saved whole or not at all.
-
-    Args:
-        folder: where they go.
-        every_n_steps: optimizer steps between saves.
-    """
-
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
-        self.folder = folder
-        self.every_n_steps = every_n_steps
-        self.best: float | None = None
-        self.last: float | None = None
-        self._saved_step = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "last": self.last}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.last = state_dict["best"], state_dict.get("last")
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """A step that was stopped amid its accumulation begins anew."""
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        if lost := batches["processed"] % trainer.accumulate_grad_batches:
-            batches.update(dict.fromkeys(batches, batches["processed"] - lost))
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_step
-        if due and step_done(trainer, batch_idx):
-            self._save(trainer, "last.ckpt")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = float(trainer.callback_metrics.get("val/loss", math.nan))
-        self.last = loss if math.isfinite(loss) else None
-        better = math.isfinite(loss) and (self.best is None or loss < self.best)
-        if better:
-            self.best = loss
-        self._save(trainer, "last.ckpt")
-        if better:
-            self._save(trainer, "best.ckpt")
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if isinstance(exception, KeyboardInterrupt) and fitting and trainer.global_step > 0:
-            self._save(trainer, "last.ckpt")
-            if trainer.is_global_zero:
-                print(
-                    f"\nstopped at step {trainer.global_step} and saved; go on with: "
-                    f"python train.py {self.folder.parent / 'config.yaml'} resume={self.folder / 'last.ckpt'}"
-                )
-
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
-        check = getattr(trainer.lightning_module, "check_finite", None)
-        if check is not None:
-            check()
-        partial = self.folder / f".{name}.partial"
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.folder / name)
-        self._saved_step = trainer.global_step
-
-
 class TrainingLog(Callback):
-    """train/* in TensorBoard, the loss in the progress bar; the checkpoint keeps how long the training took."""
+    """train/* and val/loss in TensorBoard, the loss in the progress bar; the checkpoint keeps how long it took."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
         self._since_step = 0
         self._logged_step = -1
+        self._validated_step = -1
         self._started = time.perf_counter()
         self._before = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"training_seconds": self._before + time.perf_counter() - self._started}
+        seconds = self._before + time.perf_counter() - self._started
+        return {"training_seconds": seconds, "validated_step": self._validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = state_dict.get("training_seconds", 0.0)
+        self._validated_step = state_dict.get("validated_step", -1)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
-        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            config = _ddpm(pl_module).config
-            text = "\n".join("    " + line for line in to_yaml(config).splitlines())
-            trainer.logger.experiment.add_text("config", text, trainer.global_step)
-            _add_hyper_parameters(trainer.logger.experiment, config)
+        if isinstance(trainer.logger, Events):
+            config, step = _ddpm(pl_module).config, trainer.logger.first_step
+            text = "\n".join("    " + line for line in to_yaml(config.portable()).splitlines())
+            trainer.logger.write(lambda writer: writer.add_text("config", text, step))
+            trainer.logger.write(lambda writer: _add_hyper_parameters(writer, config))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since, self._since_step = time.perf_counter(), trainer.global_step
@@ -211,7 +145,7 @@ class TrainingLog(Callback):
         metrics = module.pop_losses()
         pl_module.log("loss", metrics.get("train/loss", float("nan")), prog_bar=True, logger=False)
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        images = (step - self._since_step) * module.config.data.batch_size
+        images = (step - self._since_step) * module.config.data.global_batch
         metrics |= {
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/grad_norm": float(module.grad_norm),
@@ -221,10 +155,17 @@ class TrainingLog(Callback):
             logger.log_metrics(metrics, step=step)
         self._since, self._since_step = time.perf_counter(), step
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that was stopped between its validation and the epoch's end validates again.
+        if not trainer.sanity_checking and trainer.global_step != self._validated_step:
+            self._validated_step = trainer.global_step
+            for logger in trainer.loggers:
+                logger.log_metrics({"val/loss": float(trainer.callback_metrics["val/loss"])}, step=trainer.global_step)
+
 
 def _add_hyper_parameters(writer: Any, config: Config) -> None:
     """The settings as TensorBoard's hyper-parameters, judged by val/loss, without a value that was never measured."""
-    settings = {key: value for key, value in flatten(config.plain()) if isinstance(value, bool | int | float | str)}
+    settings = {key: value for key, value in flatten(config.portable()) if isinstance(value, bool | int | float | str)}
     for summary in hparams(settings, {"val/loss": 0.0}):  # type: ignore[no-untyped-call]
         writer.file_writer.add_summary(summary)
 

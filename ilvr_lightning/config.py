@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -34,6 +35,10 @@ def _at_least_zero(section: str, settings: object, *names: str) -> None:
 
 MAX_SIDE = 8192
 """Pixels of the longest side that a configuration may ask for."""
+MAX_TIMESTEPS = 100_000
+"""T, a hundred times the usual one."""
+MAX_WORKERS = 512
+"""Processes that may decode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +75,8 @@ class DataConfig:
     """Column of the images; found where there is one."""
     label: str | None = None
     """Keep this class alone, by its name."""
-    batch_size: int = 32
-    """Global batch: over devices, nodes and accumulation."""
+    batch_size: int | Literal["auto"] = 32
+    """Global batch: over devices, nodes and accumulation; auto: the largest power of two that fits, 256 at most."""
     image_size: int | tuple[int, int] = 32
     """Pixels: one number, or height and width."""
     channels: int = 3
@@ -83,11 +88,26 @@ class DataConfig:
     cache_mb: int = 1024
     """A data set that needs less than this is decoded once, into a file under <trainer.default_root_dir>/.decoded."""
     num_workers: int | None = None
-    """Processes that decode; unless given, by the number of processors, and none for cached images."""
+    """Processes that decode (threads where streaming); unless given, by the number of processors, and none for cached
+    images."""
+    epoch_images: int | None = None
+    """Images of an epoch, after which come validation, grids and checkpoints, rounded down to whole batches; unless
+    given, all of them. The order goes on where the epoch before ended."""
+    streaming: bool = False
+    """Read Parquet shards, local or on the Hub, while training, and keep nothing on the disk."""
+    shuffle_window: int = 4096
+    """Rows that streaming shuffles among one another, over all ranks: about one and a half times as many encoded images
+    are in memory, and a resumed run reads at most so many again."""
 
     def __post_init__(self) -> None:
-        _positive("data", self, "batch_size")
+        if self.batch_size != "auto":
+            _positive("data", self, "batch_size")
+        _positive("data", self, "epoch_images", "shuffle_window")
         _at_least_zero("data", self, "num_workers", "cache_mb")
+        _require(
+            (self.num_workers or 0) <= MAX_WORKERS,
+            f"data.num_workers must be at most {MAX_WORKERS}: got {self.num_workers}",
+        )
         _require(self.channels in (1, 3), f"data.channels must be 3 or 1: got {self.channels}")
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
         _require(
@@ -103,6 +123,26 @@ class DataConfig:
             0 < self.validation_fraction < 1,
             f"data.validation_fraction must be between 0 and 1: got {self.validation_fraction}",
         )
+        _require(
+            not self.streaming or self.label is None,
+            f"data.streaming=true reads every row, whatever its class: leave out data.label (got {self.label!r}), or "
+            "data.streaming",
+        )
+
+    @property
+    def global_batch(self) -> int:
+        """batch_size, once it is a number.
+
+        Raises:
+            ValueError: it is still to be found.
+        """
+        if self.batch_size == "auto":
+            raise ValueError("data.batch_size is auto still; give a number")
+        return self.batch_size
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Optimizer steps of an epoch, where so many images are there to train on."""
+        return max(1, (images if self.epoch_images is None else self.epoch_images) // self.global_batch)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -128,6 +168,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         _positive("diffusion", self, "num_timesteps")
+        _require(self.T <= MAX_TIMESTEPS, f"diffusion.num_timesteps must be at most {MAX_TIMESTEPS}: got {self.T}")
         if self.betas is not None:
             _require(
                 len(self.betas) > 0 and all(0 < beta < 1 for beta in self.betas),
@@ -230,6 +271,8 @@ class CheckpointConfig:
 
     every_n_steps: int = 1000
     """Steps between saves of last.ckpt, which is also saved at each epoch's end."""
+    on_full_disk: Literal["stop", "continue"] = "stop"
+    """What a checkpoint or a log that cannot be written does: end the run, or a warning and another try later."""
 
     def __post_init__(self) -> None:
         _positive("checkpoint", self, "every_n_steps")
@@ -307,5 +350,27 @@ class Config:
         return SamplingPlan.preset(self.grid.preset, **changes)
 
     def plain(self) -> dict[str, Any]:
-        """Nested dicts, tuples, numbers and strings: what a checkpoint may hold."""
+        """Nested dicts, tuples, numbers and strings."""
         return dataclasses.asdict(self)
+
+    def portable(self) -> dict[str, Any]:
+        """The same without this machine's paths: what a checkpoint holds and a log shows."""
+        return portable(self.plain())
+
+
+def portable(plain: dict[str, Any]) -> dict[str, Any]:
+    """A plain configuration without paths of the machine that it was used on."""
+    return {
+        **plain,
+        "resume": None,
+        "init_from": None,
+        "data": {**plain["data"], "path": data_set_name(plain["data"]["path"])},
+        "grid": {**plain["grid"], "references": ()},
+        "trainer": {key: value for key, value in plain["trainer"].items() if key != "default_root_dir"},
+    }
+
+
+def data_set_name(path: str) -> str:
+    """A data set's path as it may be told: the last part alone of one that only this machine has."""
+    elsewhere = path.startswith(("/", "~", ".")) or "\\" in path or path[1:2] == ":"
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if elsewhere else path

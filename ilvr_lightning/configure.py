@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
+import io
 import re
 import textwrap
 import types
@@ -43,6 +45,8 @@ def load_config(arguments: Sequence[str], default: str | Path | None = None) -> 
     path = Path(files[0]) if files else Path(default) if default else None
     layers = []
     if path is not None:
+        if path.stem in (".", "..") or not path.stem.isprintable() or len(path.stem.encode()) > 200:
+            raise UserError(f"{str(path)[:300]!r}: a recipe's name is that of its runs' folder; give it a plain one")
         layers.append(_read_yaml(path))
     for argument in arguments:
         if "=" in argument:
@@ -57,15 +61,42 @@ def config_from_plain(values: dict[str, Any]) -> Config:
         UserError: it holds keys or values that this version does not know.
     """
     try:
+        check_plain(values)
         layer = OmegaConf.create(values)
-    except (OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError) as error:
         raise UserError(f"no configuration: {_first_line(error)}") from None
     return _build([layer])
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as a recipe."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.plain()))
+MOST_NODES, MOST_LEVELS, LONGEST_TEXT = 20_000, 20, 10_000
+"""Of a configuration; a file of somebody else's may be made to fill the memory."""
+
+
+def check_plain(values: Any) -> None:
+    """Raise a UserError for nested dicts and lists that hold too much, or themselves, to be a file's settings."""
+    left: list[tuple[str, int, Any]] = [("", 0, values)]
+    count = 0
+    while left:
+        key, level, node = left.pop()
+        name = key[1:100] or "the configuration"
+        count += len(node) if isinstance(node, dict | list | tuple) else 0
+        if count > MOST_NODES or level > MOST_LEVELS:
+            raise UserError(f"{name} is nested too deeply, or has too many values")
+        if isinstance(node, dict):
+            if not all(isinstance(child, str) for child in node):
+                raise UserError(f"{name} has a key that is no text")
+            left += [(f"{key[:100]}.{child[:100]}", level + 1, value) for child, value in node.items()]
+        elif isinstance(node, list | tuple):
+            left += [(key, level + 1, value) for value in node]
+        elif isinstance(node, str) and len(node) > LONGEST_TEXT:
+            raise UserError(f"{name} must be of at most {LONGEST_TEXT} characters: got {len(node)}")
+        elif type(node) is int and abs(node) >= 2**63:
+            raise UserError(f"{name} must be a whole number below 2^63 in size")
+
+
+def to_yaml(plain: dict[str, Any]) -> str:
+    """A plain configuration as a recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -78,8 +109,16 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _read_yaml(path: Path) -> DictConfig:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file; give a recipe, as those in configs/")
     try:
-        loaded = OmegaConf.load(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(
+                f"{path} is no recipe: it is of {path.stat().st_size} bytes, and at most {MOST_BYTES} are read"
+            )
+        loaded = OmegaConf.load(io.StringIO(path.read_text(encoding="utf-8")))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no recipe {path}; the ready ones are in configs/") from None
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
@@ -89,31 +128,51 @@ def _read_yaml(path: Path) -> DictConfig:
     return loaded
 
 
+MOST_BYTES = 200_000
+"""Of a recipe or an override; 4000 explicit betas take a third of it."""
+
+
 def _read_override(argument: str) -> DictConfig:
     key = argument.partition("=")[0]
     if not key.strip():
-        raise UserError(f"{argument!r} has no key; give key=value")
+        raise UserError(f"{argument[:100]!r} has no key; give key=value")
+    if len(argument) > MOST_BYTES or len(key) > 200:
+        raise UserError(f"{key[:100]} could not be read: it is too long")
     try:
         layer = OmegaConf.from_dotlist([argument])
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{key} could not be read: got {argument!r} ({_first_line(error)})") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{key} could not be read: got {argument[:200]!r} ({_first_line(error)[:200]})") from None
     # Merging appends nothing and names nothing: an unknown key must be reported as it was typed.
     return layer
 
 
 def _build(layers: Sequence[DictConfig]) -> Config:
-    merged = OmegaConf.structured(Config)
     known = list(all_keys())
+    references = 0
     for layer in layers:
-        _check_layer(OmegaConf.to_container(layer), known)
+        plain = OmegaConf.to_container(layer)
+        check_plain(plain)
+        _check_layer(plain, known)
+        references += str(plain).count("${")
+    if references > MOST_REFERENCES:
+        raise UserError(f"more than {MOST_REFERENCES} references to other keys (${{KEY}}): got {references}")
     try:
-        for layer in layers:
-            merged = OmegaConf.merge(merged, layer)
-        return cast(Config, OmegaConf.to_object(merged))
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(_structured(), *layers)))
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, layers)) from None
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(_first_line(error)) from None
+    except (TypeError, ArithmeticError, AttributeError, RecursionError) as error:
+        raise UserError(f"{_culprit(layers)} could not be read: {_first_line(error)}") from None
+
+
+MOST_REFERENCES = 24
+"""Each may stand for others: so many make no text of more than some megabytes."""
+
+
+@functools.cache
+def _structured() -> DictConfig:
+    return cast(DictConfig, OmegaConf.structured(Config))
 
 
 def _check_layer(node: Any, known: list[str], key: str = "") -> None:
@@ -123,7 +182,7 @@ def _check_layer(node: Any, known: list[str], key: str = "") -> None:
         for name, value in node.items():
             full = f"{key}.{name}".lstrip(".")
             if key in sections and full not in known and full not in sections:
-                raise UserError(f"unknown key {full}: {did_you_mean(full, known)}")
+                raise UserError(f"unknown key {full[:100]}: {did_you_mean(full[:100], known)}")
             _check_layer(value, known, full)
     elif key in sections:
         raise UserError(f"{key} is a section; set {key}.KEY=VALUE")
@@ -157,10 +216,10 @@ def _culprit(layers: Sequence[DictConfig]) -> str:
             alone = OmegaConf.create({})
             OmegaConf.update(alone, key, value)
             try:
-                OmegaConf.merge(OmegaConf.structured(Config), alone)
-            except OmegaConfBaseException:
+                OmegaConf.merge(_structured(), alone)
+            except (OmegaConfBaseException, TypeError, ArithmeticError, AttributeError, RecursionError):
                 return key
-    return "a key"
+    return "a setting"
 
 
 def _first_line(error: Exception) -> str:
@@ -192,6 +251,7 @@ def _describe(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, str, s
             yield f"{prefix}{f.name}", type_name(hints[f.name]), docs.get(f.name, ""), value
 
 
+@functools.cache
 def field_docs(cls: type) -> dict[str, str]:
     """The string under each field of a dataclass, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]

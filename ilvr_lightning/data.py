@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -16,9 +17,10 @@ from ilvr_lightning.config import DataConfig
 from ilvr_lightning.decoded import decode_rows, map_rows
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import BrokenImageError, Pixels, fit_image, from_tensor, read_image, to_pixels, to_tensor
+from ilvr_lightning.images import BrokenImageError, Pixels, from_tensor, to_tensor
 from ilvr_lightning.references import Reference, find_images, read_references
-from ilvr_lightning.source import Rows, open_splits
+from ilvr_lightning.source import Rows, fitted_pixels, open_splits
+from ilvr_lightning.streaming import Shards, StreamBatches, open_shards, stream_order
 
 Batch = dict[str, Tensor]
 PADDING = -1
@@ -28,15 +30,22 @@ PADDING = -1
 class ImageRows(Dataset[tuple[Tensor, int, int]]):
     """Rows of a split, decoded, fitted and, where they are few, kept: in a file of the cache folder, or in memory.
 
-    A broken row gives the next good one in its place and is named by the third value; -1 where nothing was broken.
+    A broken row gives the next good one in its place and is named, as its split counts, by the third value; -1 where
+    nothing was broken.
+
+    Args:
+        rows: encoded images.
+        config: how they are decoded.
+        cache: folder for the decoded ones.
+        keep: keep them if they are few.
     """
 
-    def __init__(self, rows: Rows, config: DataConfig, cache: Path | None = None) -> None:
+    def __init__(self, rows: Rows, config: DataConfig, cache: Path | None = None, keep: bool = True) -> None:
         self.rows = rows
         self.config = config
         self.broken: dict[int, str] = {}
         self.cache: Pixels | None = None
-        if len(rows) * config.size[0] * config.size[1] * config.channels <= config.cache_mb * 2**20:
+        if keep and len(rows) * config.size[0] * config.size[1] * config.channels <= config.cache_mb * 2**20:
             self._fill_cache(cache)
 
     def __len__(self) -> int:
@@ -54,20 +63,14 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
         for offset in range(len(self.rows)):
             candidate = (row + offset) % len(self.rows)
             try:
-                return self._decode(candidate), row if offset else -1
+                return self._decode(candidate), self.rows.number(row) if offset else -1
             except BrokenImageError:
                 if self.config.on_broken == "stop":
                     raise
         raise UserError(f"data.path={self.config.path}: no image in it can be read")
 
     def _decode(self, row: int) -> Pixels:
-        try:
-            image = read_image(self.rows.image_bytes(row), self.config.channels)
-        except (BrokenImageError, FileNotFoundError) as error:
-            raise BrokenImageError(
-                f"row {row} of {self.rows.name} is broken: {error}; data.on_broken=skip leaves it out"
-            ) from None
-        return to_pixels(fit_image(image, self.config.size))
+        return fitted_pixels(self.rows, row, self.rows.image_bytes(row), self.config)
 
     def _fill_cache(self, folder: Path | None) -> None:
         """Decode everything once; broken rows leave the set here, named and counted."""
@@ -101,17 +104,21 @@ class TrainBatches(Sampler[list[int]]):
         world: number of processes.
         seed: the run's.
         position: optimizer steps done so far.
+        steps_per_epoch: unless all images are an epoch.
     """
 
     def __init__(
-        self, length: int, global_batch: int, parts: int, rank: int, world: int, seed: int, position: Callable[[], int]
-    ) -> None:
+        self, length: int, global_batch: int, parts: int, rank: int, world: int, seed: int, position: Callable[[], int],
+        steps_per_epoch: int | None = None,
+    ) -> None:  # fmt: skip
         if global_batch > length:
             raise UserError(_too_large(global_batch, length))
         self.length, self.global_batch = length, global_batch
         self.parts, self.rank, self.world = parts, rank, world
         self.seed, self.position = seed, position
-        self.steps_per_epoch = length // global_batch
+        self.steps_per_pass = length // global_batch
+        self.steps_per_epoch = steps_per_epoch or self.steps_per_pass
+        self._pass, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.steps_per_epoch * (self.parts // self.world)
@@ -119,14 +126,18 @@ class TrainBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         first = self.position()
         share = self.global_batch // self.parts
-        epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in range(first, first + self.steps_per_epoch):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.length)
-            batch = order[step % self.steps_per_epoch * self.global_batch :][: self.global_batch]
+            batch = self.batch(step)
             for part in range(self.rank, self.parts, self.world):
                 yield batch[part * share : (part + 1) * share].tolist()
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """The images of a global batch (B,), in the order of their places."""
+        number, step = divmod(step, self.steps_per_pass)
+        if number != self._pass:
+            self._pass = number
+            self._order = np.random.default_rng(derive_seed(self.seed, "order", number)).permutation(self.length)
+        return self._order[step * self.global_batch :][: self.global_batch]
 
 
 def _too_large(global_batch: int, length: int) -> str:
@@ -151,6 +162,11 @@ def collate(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
     """image (B, C, H, W) float32, index (B,), broken (B,)."""
     images, indices, broken = zip(*samples, strict=True)
     return {"image": torch.stack(images), "index": torch.tensor(indices), "broken": torch.tensor(broken)}
+
+
+def collate_pinned(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
+    """The same in memory that a GPU copies from."""
+    return {name: value.pin_memory() for name, value in collate(samples).items()}
 
 
 class HFImageDataModule(pl.LightningDataModule):
@@ -178,8 +194,8 @@ class HFImageDataModule(pl.LightningDataModule):
         """Open the splits once; every rank reads the same rows."""
         if self.train is not None:
             return
-        train, validation = open_splits(self.config, self.seed)
-        self.train = ImageRows(train, self.config, self.cache)
+        train, validation = open_shards(self.config) if self.config.streaming else open_splits(self.config, self.seed)
+        self.train = ImageRows(train, self.config, self.cache, keep=not self.config.streaming)
         self.validation = ImageRows(validation, self.config, self.cache)
         for part, rows in (("train", self.train), ("validation", self.validation)):
             for message in list(rows.broken.values())[:5]:
@@ -191,7 +207,9 @@ class HFImageDataModule(pl.LightningDataModule):
     def counts(self) -> str:
         """How many images there are, in words."""
         assert self.train is not None and self.validation is not None
-        return f"{len(self.train):,} images to train on, {len(self.validation):,} to validate on"
+        rows = self.train.rows
+        streamed = f" (streamed from {len(rows.files):,} Parquet shards)" if isinstance(rows, Shards) else ""
+        return f"{len(self.train):,} images to train on{streamed}, {len(self.validation):,} to validate on"
 
     def references(self, patterns: Sequence[str]) -> list[Reference]:
         """Reference pictures for grids: the files named, else the first four validation images."""
@@ -209,29 +227,45 @@ class HFImageDataModule(pl.LightningDataModule):
             UserError: the batch does not divide by it, or the set is smaller than the batch.
         """
         parts = trainer.world_size * trainer.accumulate_grad_batches
-        if self.config.batch_size % parts:
+        if self.config.global_batch % parts:
             raise UserError(
                 "data.batch_size is the global batch and must divide by devices x nodes x accumulation: "
                 f"got {self.config.batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}"
             )
-        if self.train is not None and self.config.batch_size > len(self.train):
-            raise UserError(_too_large(self.config.batch_size, len(self.train)))
+        if self.train is not None and self.config.global_batch > len(self.train):
+            raise UserError(_too_large(self.config.global_batch, len(self.train)))
         return parts
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+    def rows_of(self, step: int) -> list[int]:
+        """The rows of a step's global batch (B,), in the order of their places, as the training split counts them."""
+        assert self.train is not None
+        rows = self.train.rows
+        order = stream_order(rows, self.config, self.seed) if isinstance(rows, Shards) else self._batches(len(rows))
+        return [rows.number(row) for row in order.batch(step).tolist()]
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]] | StreamBatches:
         assert self.train is not None and self.trainer is not None
-        trainer = self.trainer
-        parts = self.check_shares(trainer)
-        batches = TrainBatches(
-            len(self.train), self.config.batch_size, parts, trainer.global_rank, trainer.world_size, self.seed,
-            position=lambda: trainer.global_step,
+        trainer, rows = self.trainer, self.train.rows
+        shares = (self.check_shares(trainer), trainer.global_rank, trainer.world_size, lambda: trainer.global_step)
+        if not isinstance(rows, Shards):
+            return self._loader(self.train, batch_sampler=self._batches(len(rows), *shares))
+        order, steps = stream_order(rows, self.config, self.seed), self.config.steps_per_epoch(len(rows))
+        return StreamBatches(
+            rows, order, self.config, *shares, steps=steps, threads=max(1, self._workers()),
+            collate=collate_pinned if torch.cuda.is_available() else collate,
         )  # fmt: skip
-        return self._loader(self.train, batch_sampler=batches)
+
+    def _batches(
+        self, length: int, parts: int = 1, rank: int = 0, world: int = 1, position: Callable[[], int] = int
+    ) -> TrainBatches:
+        config = self.config
+        steps = config.steps_per_epoch(length)
+        return TrainBatches(length, config.global_batch, parts, rank, world, self.seed, position, steps)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
         assert self.validation is not None and self.trainer is not None
         share = ValidationShare(len(self.validation), self.trainer.global_rank, self.trainer.world_size)
-        batch_size = max(1, self.config.batch_size // self.trainer.world_size)
+        batch_size = max(1, self.config.global_batch // self.trainer.world_size)
         return self._loader(self.validation, sampler=share, batch_size=batch_size)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -250,10 +284,9 @@ class HFImageDataModule(pl.LightningDataModule):
         return all(rows is not None and rows.cache is not None for rows in (self.train, self.validation))
 
     def _loader(self, rows: ImageRows, **options: Any) -> DataLoader[tuple[Tensor, int, int]]:
-        workers = self.config.num_workers
-        if workers is None:
-            local = self.trainer.num_devices if self.trainer is not None else 1
-            workers = 0 if rows.cache is not None else min(8, max(1, (os.cpu_count() or 2) // local - 1))
+        # A worker would be forked off amid the threads of a stream.
+        idle = self.config.streaming or (self.config.num_workers is None and rows.cache is not None)
+        workers = 0 if idle else self._workers()
         return DataLoader(
             rows,
             collate_fn=collate,
@@ -262,3 +295,10 @@ class HFImageDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+    def _workers(self) -> int:
+        """Processes or threads that decode."""
+        if self.config.num_workers is not None:
+            return self.config.num_workers
+        local = self.trainer.num_devices if self.trainer is not None else 1
+        return min(8, max(1, (os.cpu_count() or 2) // local - 1))

@@ -1,6 +1,8 @@
 """ILVRGrid, the one maker of grids, in training and for sample.py."""
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -17,8 +18,10 @@ from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, SamplingPlan
+from ilvr_lightning.events import Events
 from ilvr_lightning.images import Column, Pixels, draw_grid, from_tensor
 from ilvr_lightning.references import Reference, masks_of
+from ilvr_lightning.whole import write_safely
 
 
 class ILVRGrid(Callback):
@@ -47,7 +50,7 @@ class ILVRGrid(Callback):
         *,
         factors: Sequence[int] = (),
         samples: int = 2,
-        folder: Path | None = None,
+        folder: Path = Path("grids"),
         seed: int = 0,
         every_n_epochs: int = 1,
         every_n_steps: int = 0,
@@ -63,6 +66,12 @@ class ILVRGrid(Callback):
         self.every_n_steps = every_n_steps
         self.batch_size = batch_size
         self._drawn_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the grid that the run was stopped at."""
+        n, step = self.every_n_steps, trainer.global_step
+        if n and step and step % n == 0 and trainer.strategy.broadcast(not self._file(step).exists()):
+            self._draw(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,6 +97,9 @@ class ILVRGrid(Callback):
             tiles = self._sample(trainer, pl_module)
         if trainer.is_global_zero:
             self._write(trainer, tiles, "EMA" if averaged else "raw weights")
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step_{step:07d}.png"
 
     def _jobs(self) -> list[tuple[int, int | None, int]]:
         """(reference, factor or None for unconditional, sample), in the order of the grid."""
@@ -129,8 +141,6 @@ class ILVRGrid(Callback):
     def _generate(
         self, pl_module: pl.LightningModule, jobs: list[tuple[int, int | None, int]], shape: tuple[int, ...]
     ) -> Tensor:
-        from dataclasses import replace
-
         factors = tuple(f for _, f, _ in jobs if f is not None)
         references = [self.references[row] for row, *_ in jobs]
         reference = torch.stack([r.tensor for r in references]) if factors else None
@@ -160,15 +170,18 @@ class ILVRGrid(Callback):
         columns.append(Column(label="unconditional", rows=unconditional))
         title = f"step {trainer.global_step}, {weights}, {self.plan.sampler} {self.plan.num_steps} steps"
         sheet = draw_grid(columns, title)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            sheet.save(self.folder / f"step_{trainer.global_step:07d}.png")
-        if isinstance(trainer.logger, TensorBoardLogger):
-            writer = trainer.logger.experiment
-            writer.add_image("ilvr/grid", np.asarray(sheet), trainer.global_step, dataformats="HWC")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_safely(self._file(trainer.global_step), functools.partial(sheet.save, format="PNG"))
+        if isinstance(trainer.logger, Events):
+            step = trainer.global_step
             free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]
-            writer.add_image("samples/unconditional", make_grid(free, nrow=8), trainer.global_step)
-            writer.flush()
+            trainer.logger.write(
+                lambda writer: writer.add_image("ilvr/grid", np.asarray(sheet), step, dataformats="HWC")
+            )
+            trainer.logger.write(
+                lambda writer: writer.add_image("samples/unconditional", make_grid(free, nrow=8), step)
+            )
+            trainer.logger.save()
 
 
 def reference_columns(

@@ -33,7 +33,7 @@ class DDPM(pl.LightningModule):
     def __init__(self, config: Config | dict[str, Any]) -> None:
         super().__init__()
         self.config = config if isinstance(config, Config) else config_from_plain(config)
-        self.save_hyperparameters({"config": self.config.plain()})
+        self.save_hyperparameters({"config": self.config.portable()})
         diffusion = self.config.diffusion
         self.schedule = make_schedule(diffusion.schedule, diffusion.num_timesteps, diffusion.betas)
         self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)
@@ -42,7 +42,8 @@ class DDPM(pl.LightningModule):
         self._step_sums = torch.zeros(2)
         self._quartile_sums = torch.zeros(4, 2)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
-        self._bad_step = torch.tensor(-1)
+        self._first_bad = torch.tensor([-1, -1])
+        """Step of the first loss that was not finite, and its place in the global batch."""
         self.grad_norm = torch.tensor(0.0)
 
     @property
@@ -76,8 +77,10 @@ class DDPM(pl.LightningModule):
             flip = torch.tensor([derive_seed(seed, "flip") % 2 == 1 for seed in seeds], device=x0.device)
             x0 = torch.where(flip[:, None, None, None], x0.flip(-1), x0)
         t, noise = self._draw(seeds, x0)
+        if self.config.model.dropout:  # resumed or not, a step drops the same
+            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.trainer.global_step, first))
         losses = training_losses(self.denoiser, x0, t, noise, self.config.diffusion.loss)
-        self._record(losses.detach(), t)
+        self._record(losses.detach(), t, first)
         return losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -94,9 +97,6 @@ class DDPM(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         total, count = self._summed(self._validation_sums.to(self.device, torch.float32)).tolist()
         self.log("val/loss", total / max(count, 1), prog_bar=True, logger=False, sync_dist=True)
-        if not self.trainer.sanity_checking:
-            for logger in self.trainer.loggers:
-                logger.log_metrics({"val/loss": total / max(count, 1)}, step=self.trainer.global_step)
 
     def _draw(self, seeds: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
         """t (B,) ~ U{1..T} and noise like the images, each from its own seed."""
@@ -108,36 +108,40 @@ class DDPM(pl.LightningModule):
             noise[place].normal_(generator=generator.manual_seed(seed))
         return t, noise
 
-    def _record(self, losses: Tensor, t: Tensor) -> None:
-        """Keep sums on the device; nothing here waits for it."""
+    def _record(self, losses: Tensor, t: Tensor, first: int) -> None:
+        """Keep sums on the device; nothing here waits for it. The batch begins at place `first` of the global one."""
         device = losses.device
         losses = losses.float()
         if self._step_sums.device != device:
             self._step_sums, self._quartile_sums = self._step_sums.to(device), self._quartile_sums.to(device)
-            self._bad_step = self._bad_step.to(device)
+            self._first_bad = self._first_bad.to(device)
         both = torch.stack([losses, torch.ones_like(losses)], dim=1)
         self._step_sums += both.sum(0)
         quartile = (t - 1) * 4 // self.schedule.num_timesteps
         self._quartile_sums.index_add_(0, quartile, both)
-        step = torch.full_like(self._bad_step, self.trainer.global_step)
-        is_bad = (self._bad_step < 0) & ~losses.isfinite().all()
-        self._bad_step = torch.where(is_bad, step, self._bad_step)
+        bad = ~losses.isfinite()
+        here = torch.stack([torch.full_like(t[0], self.trainer.global_step), first + bad.long().argmax()])
+        self._first_bad = torch.where((self._first_bad[0] < 0) & bad.any(), here, self._first_bad)
 
     def check_finite(self) -> None:
         """Stop the run if a loss since the start was not finite; called before anything is saved.
 
         Raises:
-            FloatingPointError: names the first such step.
+            FloatingPointError: names the first such step, its row, and what was saved before.
         """
-        bad = self._bad_step.float()
+        found = [self._first_bad.tolist()]
         if self.trainer.world_size > 1:
-            bad = _gathered(self, bad).max()
-        if bad >= 0:
-            raise FloatingPointError(
-                f"the loss was not finite at step {int(bad)}; nothing was saved since. Lower optim.lr "
-                f"({self.config.optim.lr:g}), set optim.grad_clip, or train in trainer.precision=32-true; "
-                "resume=auto goes on from the last good checkpoint"
-            )
+            found = _gathered(self, self._first_bad).tolist()
+        step, place = min(((step, place) for step, place in found if step >= 0), default=(-1, -1))
+        if step < 0:
+            return
+        rows = self.trainer.datamodule.rows_of(step)  # type: ignore[attr-defined]
+        raise FloatingPointError(
+            f"the loss was not finite at step {step}, first at row {rows[place]} of the training split (of the batch's "
+            f"rows {', '.join(map(str, rows[:64]))}{' ...' if len(rows) > 64 else ''}). Lower optim.lr "
+            f"({self.config.optim.lr:g}), set optim.grad_clip, or train in trainer.precision=32-true; resume=auto goes "
+            f"on from the last good checkpoint: {getattr(self.trainer.checkpoint_callback, 'saved', 'there is none')}"
+        )
 
     def pop_losses(self) -> dict[str, float]:
         """Mean losses over all ranks since the last call: of the last step, and by quartile of t."""

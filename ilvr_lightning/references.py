@@ -3,9 +3,13 @@
 import functools
 import glob
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -16,6 +20,7 @@ from torch import Tensor
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import (
     SUFFIXES,
+    BrokenImageError,
     Fit,
     Pixels,
     convert,
@@ -42,12 +47,12 @@ class Reference:
     size: tuple[int, int] | None = None
     """Height and width before it was fitted."""
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Of the fitted 8-bit pixels: what an image's noise depends on."""
         return _sha256(self.pixels)
 
-    @property
+    @functools.cached_property
     def mask_sha256(self) -> str | None:
         """Of the fitted mask."""
         return None if self.mask is None else _sha256(self.mask)
@@ -201,3 +206,202 @@ def read_references(paths: Sequence[Path], size: tuple[int, int], channels: int,
         reference = decoded(path, fit_it)
         references.setdefault(reference.key, reference)
     return list(references.values())
+
+
+CHECKED = 1000
+"""So many references are read before anything starts; more of them, when they are needed."""
+CACHED = 32
+"""Fitted references that are kept at a time."""
+
+
+class Part(Protocol):
+    """Pictures that are there to be read, as a folder's or a split's."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """What its reference is called."""
+
+    def label(self, row: int) -> str:
+        """What a message calls it."""
+
+    def source(self, row: int) -> Path | bytes:
+        """The file, or what it holds."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures in files."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, row: int) -> str:
+        """The file's, without its ending."""
+        return self.paths[row].stem
+
+    def label(self, row: int) -> str:
+        """Its path."""
+        return str(self.paths[row])
+
+    def source(self, row: int) -> Path | bytes:
+        """The file."""
+        return self.paths[row]
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """Rows of a data set's split, from first on."""
+
+    image_bytes: Callable[[int], Path | bytes]
+    path: str
+    split: str
+    first: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, row: int) -> str:
+        """Split and number."""
+        return f"{self.split}_{self.first + row}"
+
+    def label(self, row: int) -> str:
+        """As --ref would ask for it."""
+        return f"{self.path}:{self.split}[{self.first + row}:{self.first + row + 1}]"
+
+    def source(self, row: int) -> Path | bytes:
+        """The encoded picture, or its file."""
+        return self.image_bytes(self.first + row)
+
+
+class References(Sequence[Reference]):
+    """Fitted references, read when they are asked for; equal pictures of one name are one.
+
+    At most CHECKED of them are read once before, so that what is wrong with one is known at the start.
+
+    Args:
+        parts: the pictures.
+        size: height and width that they are fitted to.
+        channels: 1 or 3.
+        fit: how.
+        masks: none, one for all, or one for each.
+
+    Raises:
+        UserError: there is another number of masks, a name cannot be a file's, or a picture of few cannot be used.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part] = (),
+        size: tuple[int, int] = (1, 1),
+        channels: int = 3,
+        fit: Fit = "crop",
+        masks: Sequence[Path] = (),
+    ) -> None:
+        self._parts = list(parts)
+        self._ends = list(accumulate(len(part) for part in parts))
+        self._size, self._channels, self._fit, self._masks = size, channels, fit, list(masks)
+        self._read = functools.lru_cache(CACHED)(self._read_anew)
+        self._mask = functools.lru_cache(1)(functools.partial(decoded, use=as_mask))
+        total = self._ends[-1] if self._ends else 0
+        names = [part.name(row) for part in parts for row in range(len(part))]
+        check_names(names)
+        if len(masks) not in (0, 1, total):
+            raise UserError(f"--mask: got {len(masks)} masks for {total} references; give one for all, or one for each")
+        self.few = total <= CHECKED
+        """Whether all were read at the start."""
+        kept: Iterable[int] = range(total)
+        if self.few:
+            first: dict[object, int] = {}
+            for index in kept:
+                first.setdefault(self._read(index).key, index)
+            kept = first.values()
+        elif len(set(names)) < total:
+            kept = self._unequal_files(names)
+        self._order = np.fromiter(kept, np.int64)
+        first_of = {names[index]: i for i, index in reversed(list(enumerate(self._order)))}
+        self._later = {i for i, index in enumerate(self._order) if first_of[names[index]] != i}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Reference: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Reference]: ...
+
+    def __getitem__(self, index: int | slice) -> Reference | list[Reference]:
+        """One of them, or several.
+
+        Raises:
+            UserError: it cannot be read, or its mask says nothing.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._read(int(self._order[index]))
+
+    def name(self, index: int) -> str:
+        """Its name, without reading it."""
+        part, row = self._place(int(self._order[index]))
+        return part.name(row)
+
+    def shares_name(self, index: int) -> bool:
+        """Whether another one before it has its name."""
+        return index in self._later
+
+    def _place(self, index: int) -> tuple[Part, int]:
+        number = bisect_right(self._ends, index)
+        return self._parts[number], index - (self._ends[number - 1] if number else 0)
+
+    def _read_anew(self, index: int) -> Reference:
+        part, row = self._place(index)
+        fit_it = functools.partial(fitted, part.name(row), size=self._size, channels=self._channels, fit=self._fit)
+        source = part.source(row)
+        try:
+            reference = decoded(source, fit_it)
+        except FileNotFoundError:
+            raise BrokenImageError(f"{part.label(row)} is there no more") from None
+        except BrokenImageError as error:
+            raise (BrokenImageError(f"{part.label(row)}: {error}") if isinstance(source, bytes) else error) from None
+        mask = self._mask_of(index)
+        return reference if mask is None else with_mask(reference, mask.name, self._mask(mask), self._fit)
+
+    def _mask_of(self, index: int) -> Path | None:
+        return self._masks[index if len(self._masks) > 1 else 0] if self._masks else None
+
+    def _unequal_files(self, names: Sequence[str]) -> list[int]:
+        """All but those that have another's name, mask and content, byte by byte."""
+        often = Counter(names)
+
+        def of_equal_size(index: int) -> tuple[str, Path | None, int]:
+            part, row = self._place(index)
+            source = part.source(row)
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size if source.is_file() else 0
+            return names[index], self._mask_of(index), size
+
+        def content(index: int) -> str:
+            part, row = self._place(index)
+            source = part.source(row)
+            held = source if isinstance(source, bytes) else source.read_bytes() if source.is_file() else b""
+            return hashlib.sha256(held).hexdigest()
+
+        sizes = {index: of_equal_size(index) for index in range(len(names)) if often[names[index]] > 1}
+        shared = Counter(sizes.values())
+        kept: dict[object, int] = {}
+        for index in range(len(names)):
+            alike = index in sizes and shared[sizes[index]] > 1
+            kept.setdefault((sizes[index], content(index)) if alike else index, index)
+        return list(kept.values())
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise a UserError for a reference whose name cannot be a file name of ours."""
+    for name in names:
+        if len(name.encode(errors="replace")) > 200 or not name.isprintable():
+            raise UserError(
+                f"--ref: the file name {name[:40]!r} is too long, or has characters that cannot be printed; rename it"
+            )

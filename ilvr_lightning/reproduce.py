@@ -11,13 +11,15 @@ import torch
 from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import from_tensor, read_image, to_image, to_pixels
-from ilvr_lightning.jobs import Job, settings_of, write_whole
+from ilvr_lightning.jobs import Job, settings_of
+from ilvr_lightning.outputs import SUBFOLDER
 from ilvr_lightning.pretrained.load import file_sha256, load_denoiser, recognise
 from ilvr_lightning.recipe import Recipe, plan_of, read_recipe, recipe_info
 from ilvr_lightning.references import Reference
 from ilvr_lightning.runs import make_writable
 from ilvr_lightning.sampling import ILVRSampler
 from ilvr_lightning.session import SHIPPED, find_checkpoint, find_references, fitting_shape
+from ilvr_lightning.whole import write_whole
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -96,13 +98,14 @@ def _find_reference(
 ) -> Reference | None:
     if recipe.reference_sha256 is None:
         return None
-    folder = source.parent / "references"
+    folder = _kept_references(source)
     kept = folder / f"{recipe.reference_sha256}.png"
     candidates: list[Reference] = []
     if kept.is_file():
         candidates += find_references([str(kept)], shape, "crop")
     if args.ref:
-        candidates += find_references(args.ref, shape, args.fit, args.mask)
+        given = find_references(args.ref, shape, args.fit, args.mask)
+        candidates += [r for r in given if r.sha256 == recipe.reference_sha256]
     mask = None
     if recipe.mask_sha256 is not None and (kept_mask := folder / f"{recipe.mask_sha256}.png").is_file():
         mask = to_pixels(read_image(kept_mask, 1))
@@ -118,5 +121,11 @@ def _find_reference(
         )
     raise UserError(
         f"--reproduce: the reference {recipe.reference!r} (SHA-256 {recipe.reference_sha256[:16]}...) is not in "
-        f"{source.parent / 'references'} or given by --ref; give it with --ref (and --fit as it was)"
+        f"{folder} or given by --ref; give it with --ref (and --fit as it was)"
     )
+
+
+def _kept_references(source: Path) -> Path:
+    """Where sample.py keeps references: beside the picture, or beside the subfolder of a large run."""
+    folder = source.parent.parent if SUBFOLDER.fullmatch(source.parent.name) else source.parent
+    return folder / "references"

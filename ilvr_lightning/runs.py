@@ -1,51 +1,98 @@
-"""Run folders: <root>/<config name>/<run name>/{config.yaml, checkpoints, grids}."""
+"""Run folders: <root>/<config name>/<run name>/{config.yaml, checkpoints, grids}, over all ranks and restarts."""
 
 import os
+import re
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
+from ilvr_lightning.cli import announce
 from ilvr_lightning.config import Config
 from ilvr_lightning.errors import UserError
 
-RUN_NAME = "ILVR_RUN_NAME"
+
+def root_of(config: Config) -> Path:
+    """The folder of all runs."""
+    return Path(str(config.trainer.get("default_root_dir", "runs")))
 
 
 def run_folder(config: Config, name: str, resume: Path | None) -> Path:
-    """This run's folder: the resumed run's own, the one that run.name names, or a new one by the time.
-
-    Lightning's launcher starts the script again for each process; the environment hands them the first one's choice.
+    """This run's folder: the one that run.name names, the resumed run's own, its SLURM job's, or a new one by the time.
 
     Raises:
-        UserError: processes started elsewhere (torchrun, SLURM) have no name to agree on.
+        UserError: run.name names a folder that holds a run, and nothing says that it is to go on.
     """
-    root = Path(str(config.trainer.get("default_root_dir", "runs"))) / name
-    if config.run.name is not None:
-        folder = root / config.run.name
-        if resume is None and (folder / "checkpoints" / "last.ckpt").exists() and "LOCAL_RANK" not in os.environ:
-            raise UserError(f"run.name={config.run.name}: {folder} holds a run; give another name, or resume=auto")
+    known = run_name(config)
+    if known is not None:
+        folder = root_of(config) / name / known
+        if resume is None and (folder / "checkpoints" / "last.ckpt").exists():
+            raise UserError(f"run.name={known}: {folder} holds a run; give another name, or resume=auto")
         return folder
     if resume is not None and resume.parent.name == "checkpoints":
         return resume.parent.parent
-    if RUN_NAME not in os.environ:
-        nodes = config.trainer.get("num_nodes") or 1
-        if nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            raise UserError(
-                "run.name must be given when several processes are started from outside, so that they agree"
-            )
-        stem = fresh = time.strftime("%Y-%m-%d_%H-%M-%S")
-        number = 1
-        while (root / fresh).exists():
-            number += 1
-            fresh = f"{stem}_{number}"
-        os.environ[RUN_NAME] = fresh
-    return root / os.environ[RUN_NAME]
+    root = root_of(config) / name
+    return root / agreed("run.name", lambda: _fresh(root))
+
+
+def run_name(config: Config) -> str | None:
+    """The name that is known before the run starts; a SLURM job keeps its own when it is requeued."""
+    if config.run.name is not None:
+        return config.run.name
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return f"slurm_{job}" if job.isdecimal() and "SLURM_PROCID" in os.environ else None
+
+
+def agreed(what: str, choose: Callable[[], str]) -> str:
+    """What the first process of a run chooses, on all of them.
+
+    Lightning's launcher starts the script again for each process and hands down the environment; torchrun's processes
+    meet at the store that its agent keeps.
+
+    Raises:
+        UserError: there are several, and nowhere to meet.
+    """
+    key = "ILVR_" + re.sub(r"\W", "_", what).upper()
+    if key in os.environ:
+        return os.environ[key]
+    outside = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1
+    if not outside:
+        chosen = choose()
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=600))
+        entry = f"{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        if os.environ.get("RANK") == "0":
+            store.set(entry, choose())
+        chosen = store.get(entry).decode()
+    else:
+        raise UserError(f"{what} cannot be found by processes that were started from outside; give it")
+    os.environ[key] = chosen
+    return chosen
+
+
+def forget_agreements() -> None:
+    """Another run in this process chooses anew."""
+    for key in [key for key in os.environ if key.startswith("ILVR_")]:
+        del os.environ[key]
+
+
+def _fresh(root: Path) -> str:
+    stem = fresh = time.strftime("%Y-%m-%d_%H-%M-%S")
+    number = 1
+    while (root / fresh).exists():
+        number += 1
+        fresh = f"{stem}_{number}"
+    return fresh
 
 
 def resume_checkpoint(config: Config, name: str) -> Path | None:
-    """The checkpoint that `resume` names.
+    """The checkpoint that `resume` names; for auto the newest that is whole, of this run if its name is known.
 
     Raises:
-        UserError: it is missing, or auto finds none.
+        UserError: it is missing, or auto finds none and the run has no name to start under.
     """
     if config.resume is None:
         return None
@@ -54,17 +101,42 @@ def resume_checkpoint(config: Config, name: str) -> Path | None:
         if not path.is_file():
             raise UserError(f"resume={config.resume}: there is no such checkpoint; give a .ckpt file, or auto")
         return path
-    root = Path(str(config.trainer.get("default_root_dir", "runs"))) / name / (config.run.name or "")
-    found = newest_checkpoint(root)
-    if found is None:
+    known = run_name(config)
+    root = root_of(config) / name / (known or "")
+    found = newest_whole(root)
+    if found is None and known is None:
         raise UserError(f"resume=auto: there is no checkpoint under {root}; leave resume out to start a run")
+    if found is None:
+        announce(f"resume       auto: {root} has no checkpoint yet, the run starts")
     return found
+
+
+def newest_whole(root: Path) -> Path | None:
+    """The newest checkpoint under a folder that reads back whole, a run's best.ckpt where its last.ckpt does not."""
+    from ilvr_lightning.checkpoints import is_whole
+
+    for path in _by_time(root, "checkpoints/*.ckpt"):
+        if path.name in ("last.ckpt", "best.ckpt"):
+            if is_whole(path):
+                return path
+            announce(f"resume       auto: {path} is damaged; an earlier one is taken")
+    return None
 
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The last.ckpt under a folder that was written last."""
-    found = sorted(root.rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+    return next(iter(_by_time(root, "checkpoints/last.ckpt")), None)
+
+
+def _by_time(root: Path, pattern: str) -> list[Path]:
+    """The files that match, the newest first."""
+    found: list[tuple[float, Path]] = []
+    for path in root.rglob(pattern):
+        try:
+            found.append((path.stat().st_mtime, path))
+        except OSError:
+            continue  # another run removes its own
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def make_writable(folder: Path, setting: str) -> None:

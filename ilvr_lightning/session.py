@@ -1,13 +1,13 @@
 """What sample.py finds and checks before it starts: checkpoint, references, sizes, devices."""
 
 import argparse
-import functools
 import logging
 import os
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,21 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
 from ilvr_lightning.arguments import in_flags
+from ilvr_lightning.cli import LOST_RANK, announce
 from ilvr_lightning.config import DataConfig
 from ilvr_lightning.diffusion.factor import check_factor
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.hardware import fast_bf16
-from ilvr_lightning.images import Fit, decoded
+from ilvr_lightning.images import Fit
 from ilvr_lightning.jobs import Setting, settings_of
+from ilvr_lightning.memory import is_out_of_memory
 from ilvr_lightning.pretrained.load import LoadedDenoiser
-from ilvr_lightning.references import Reference, as_mask, find_images, fitted, read_references, with_mask
+from ilvr_lightning.references import Files, Part, References, RowsOf, find_images
 from ilvr_lightning.runs import newest_checkpoint
-from ilvr_lightning.sampling import check_names
 
 FROM_DATA_SET = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
 
@@ -124,8 +126,10 @@ def fitting_settings(
 
 def find_references(
     given: Sequence[str], shape: tuple[int, int, int], fit: Fit, masks: Sequence[str] = (), setting: str = "--ref"
-) -> list[Reference]:
+) -> References:
     """References from files, folders and globs, or from a data set's split written DATASET:SPLIT[A:B].
+
+    More than a thousand are read when they are asked for.
 
     Args:
         given: their names.
@@ -137,30 +141,19 @@ def find_references(
     Raises:
         UserError: a path is missing, a file is no image, or there is another number of masks.
     """
-    channels, *size = shape
-    references: list[Reference] = []
+    channels, height, width = shape
+    parts: list[Part] = []
     for pattern in given:
         match = FROM_DATA_SET.fullmatch(pattern)
         if match and not Path(pattern).exists():
-            references += _from_data_set(match, (size[0], size[1]), channels, fit)
+            parts.append(_rows_of(match))
         else:
-            references += read_references(find_images([pattern], setting), (size[0], size[1]), channels, fit)
-    check_names(references)
+            parts.append(Files(find_images([pattern], setting)))
     paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
-    if len(paths) not in (0, 1, len(references)):
-        raise UserError(
-            f"--mask: got {len(paths)} masks for {len(references)} references; give one for all, or one for each"
-        )
-    if paths:
-        read = [decoded(path, as_mask) for path in paths] * (len(references) // len(paths))
-        references = [
-            with_mask(reference, path.name, mask, fit)
-            for reference, path, mask in zip(references, paths * (len(references) // len(paths)), read, strict=True)
-        ]
-    return list({reference.key: reference for reference in references}.values())
+    return References(parts, (height, width), channels, fit, paths)
 
 
-def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, fit: Fit) -> list[Reference]:
+def _rows_of(match: re.Match[str]) -> RowsOf:
     from ilvr_lightning.source import open_splits
 
     try:
@@ -171,13 +164,7 @@ def _from_data_set(match: re.Match[str], size: tuple[int, int], channels: int, f
     first, last = int(match["first"] or 0), min(int(match["last"] or len(rows)), len(rows))
     if first >= last:
         raise UserError(f"--ref {match[0]}: it holds {len(rows)} images; the part asked for is empty")
-    return [
-        decoded(
-            rows.image_bytes(row),
-            functools.partial(fitted, f"{match['split']}_{row}", size=size, channels=channels, fit=fit),
-        )
-        for row in range(first, last)
-    ]
+    return RowsOf(rows.image_bytes, match["path"], match["split"], first, last - first)
 
 
 def trainer_from(settings: dict[str, Any], **ours: Any) -> pl.Trainer:
@@ -187,27 +174,44 @@ def trainer_from(settings: dict[str, Any], **ours: Any) -> pl.Trainer:
         UserError: the Trainer refuses them.
     """
     asked = settings.get("devices", 1)
-    if settings.get("accelerator") == "cpu" and isinstance(asked, int) and asked > (os.cpu_count() or 1):
-        raise UserError(f"trainer.devices={asked}: this machine has {os.cpu_count()} processors")
+    if settings.get("accelerator") == "cpu" and isinstance(asked, int) and asked > most_processes():
+        raise UserError(
+            f"trainer.devices={asked} of the CPU: this machine has {os.cpu_count()} processors; give at most "
+            f"{most_processes()}"
+        )
     try:
         return pl.Trainer(**settings, **ours, use_distributed_sampler=False)
     except (MisconfigurationException, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise UserError(f"the Trainer refuses its settings (trainer.*): {error}") from None
 
 
-def blamed_on_settings(error: Exception) -> Exception:
-    """A UserError in place of what Lightning itself raised over the Trainer's settings; anything else as it is."""
+def most_processes() -> int:
+    """Of one run on the CPU: more than processors gain nothing, but show that the result does not depend on them."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def blamed_on_settings(error: Exception, resume: Path | None = None) -> Exception:
+    """A UserError in place of what Lightning itself raised over the Trainer's settings; anything else as it is.
+
+    Args:
+        error: what ended the training.
+        resume: the checkpoint that it went on from, if it made no step since.
+    """
+    elsewhere = LOST_RANK.search(str(error)) or is_out_of_memory(error)
+    if resume is not None and not (elsewhere or isinstance(error, UserError | OSError | FloatingPointError)):
+        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return UserError(f"resume={resume}: its state of training is damaged, or does not fit the settings ({what})")
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    if where.startswith("lightning.") and not isinstance(error, UserError):
+    if where.startswith("lightning.") and isinstance(error, ValueError | ZeroDivisionError):
         return UserError(f"the Trainer refuses its settings (trainer.*): {error}")
     return error
 
 
 def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Trainer:
-    """A Trainer that predicts, and writes nothing of its own.
+    """A Trainer that predicts, and writes nothing of its own; a rank that is done waits for the others for as long.
 
     Raises:
         UserError: there are fewer devices than asked for.
@@ -220,13 +224,17 @@ def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Tra
             f"--devices {devices} --device {device}: this machine has {available[device]}; "
             + (f"give --devices {available[device]}" if available[device] else "give --device cpu")
         )
-    if device == "cpu" and devices > (os.cpu_count() or 1):
-        raise UserError(f"--devices {devices} --device cpu: this machine has {os.cpu_count()} processors")
+    processors = os.cpu_count() or 1
+    if device == "cpu" and devices > 4 * processors:
+        raise UserError(f"--devices {devices} --device cpu: this machine has {processors} processors")
+    if device == "cpu" and devices > processors:
+        announce(f"note         --devices {devices}: this machine has {processors} processors, more is no faster")
     quiet()
     torch.backends.cudnn.allow_tf32 = False  # --precision 32 means it
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=devices,
+        strategy=DDPStrategy(timeout=timedelta(days=365)) if devices > 1 else "auto",
         callbacks=callbacks,
         logger=False,
         use_distributed_sampler=False,
@@ -243,7 +251,8 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 def quiet() -> None:
     """Silence what Lightning says of itself and warns of without need; faults still come through."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for pattern in (
         ".*does not have many workers.*",  # images are cached
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler starts at the step

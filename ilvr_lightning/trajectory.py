@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 
 from ilvr_lightning.images import Column, Pixels, draw_grid, to_image
-from ilvr_lightning.jobs import Job, trajectory_files, write_whole
+from ilvr_lightning.jobs import Job, trajectory_files
+from ilvr_lightning.whole import write_whole
 
 T = TypeVar("T")
 IN_STRIP, IN_ANIMATION = 10, 50

@@ -1,5 +1,6 @@
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,26 @@ def test_environment_does_not_leak_into_a_run(tmp_path: Path, monkeypatch: pytes
     assert "hunter2" not in text
 
 
+def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    chain = [f"data.{a}={('${data.' + b + '}') * 9}" for a, b in (("name", "label"), ("label", "image_column"))]
+    assert "more than 24 references to other keys" in message(*chain, f"run.name={'${data.name}' * 9}")
+    assert message("data.batch_size=" + "9" * 400).startswith("data.batch_size must be a whole number below 2^63")
+    assert "data.split must be of at most 10000 characters" in message("data.split=" + "x" * 10_001)
+    circle: dict[str, object] = {}
+    circle["seed"] = circle
+    with pytest.raises(UserError, match=r"seed.* is nested too deeply"):
+        config_from_plain(circle)
+    (tmp_path / "large.yaml").write_text("x" * 200_001)
+    assert "it is of 200001 bytes" in message(str(tmp_path / "large.yaml"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert "pipe.yaml is no file" in message(str(tmp_path / "pipe.yaml"))
+
+
+def test_a_recipe_whose_runs_would_lie_elsewhere(tmp_path: Path) -> None:
+    for name in ("..", "a\nb", "x" * 230):
+        assert "a recipe's name is that of its runs' folder" in message(str(tmp_path / f"{name}.yaml"))
+
+
 def test_environment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_TEST", "hunter2")
     text = message("data.path=${oc.env:SECRET_OF_THE_TEST}")
@@ -176,7 +197,7 @@ def test_plain_holds_builtins_alone_and_makes_the_same_again() -> None:
 def test_yaml_makes_the_same_again(tmp_path: Path) -> None:
     config = load("optim.lr=3e-5", "grid.references=[a.png,b*.png]", "trainer.max_steps=9")
     recipe = tmp_path / "again.yaml"
-    recipe.write_text(to_yaml(config))
+    recipe.write_text(to_yaml(config.plain()))
     assert load(str(recipe)) == config
 
 
@@ -218,7 +239,7 @@ def test_ready_recipes(recipe: Path) -> None:
     first = recipe.read_text().splitlines()[0]
     assert first.startswith(f"# python train.py configs/{recipe.name}")
     # Nothing that it says is lost.
-    resolved = yaml.safe_load(to_yaml(config))
+    resolved = yaml.safe_load(to_yaml(config.plain()))
     for section, values in yaml.safe_load(recipe.read_text()).items():
         for key, value in values.items() if isinstance(values, dict) else ():
             assert "${" in str(value) or resolved[section][key] == value

@@ -1,6 +1,7 @@
 """Pictures of every kind, read with known colours; 8 bits to [-1, 1] and back; grids."""
 
 import io
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ilvr_lightning import images
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import (
     BrokenImageError,
@@ -152,6 +154,49 @@ def test_broken_files_are_named(tmp_path: Path, cut: float) -> None:
     path.write_bytes(data[: int(cut if cut > 1 else cut * len(data))])
     with pytest.raises(BrokenImageError, match=r"broken\.png cannot be read as an image"):
         read_image(path)
+
+
+def test_what_is_no_picture_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zeros.png"):
+        with pytest.raises(BrokenImageError, match=rf"{name} cannot be read as an image: it is no file"):
+            read_image(tmp_path / name)
+    with pytest.raises(BrokenImageError, match="another format than PNG"):
+        read_image(encoded(Image.new("RGB", (4, 4)), "PPM"))
+
+
+@pytest.mark.parametrize(("kind", "side"), [("PNG", 9500), ("WEBP", 5100), ("TIFF", 7000)])
+def test_pictures_that_would_fill_the_memory(kind: str, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("RGB", (side, 1)), kind)
+    monkeypatch.setattr(Image.Image, "height", property(lambda image: side))
+    with pytest.raises(BrokenImageError, match=f"{side}x{side} pixels.*give one of at most"):
+        read_image(data)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)), ("L", 7, (7, 7, 7)), ("1", 1, (255, 255, 255)),
+        ("I;16", 257 * 9, (9, 9, 9)), ("P", 1, (200, 100, 50)), ("RGBA", (255, 0, 0, 128), (255, 127, 127)), ("LA", (0, 51), (204, 204, 204)),
+    ],
+)  # fmt: skip
+def test_a_very_large_picture_is_read_smaller(
+    mode: str, colour: Any, expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LARGE", "LARGE_WITH_ALPHA", "LARGE_TRANSPARENT"):
+        monkeypatch.setattr(images, name, 1000)
+    monkeypatch.setattr(images, "STRIP", 500)
+    image = Image.new(mode, (101, 40), colour)
+    if mode == "P":
+        image.putpalette([10, 20, 30, 200, 100, 50])
+    image.paste(image.crop((0, 0, 1, 1)).resize((50, 40)), (51, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    read = read_image(encoded(image, exif=exif))
+    assert read.size == (8, 21)  # a fifth, turned
+    assert (to_pixels(read) == expected).all()
+    assert read_image(encoded(Image.new("RGB", (25, 40)), "JPEG")).size == (25, 40)
 
 
 def test_find_images(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -600,6 +601,19 @@ def test_an_export_that_fails_leaves_nothing(kind: str, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         export(loaded, kind, tmp_path / ("out.pt" if kind == "adm" else "out"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_the_file_does_not_hold(tmp_path: Path) -> None:
+    """A kilobyte may claim terabytes: by strides of 0, or by weights that share their numbers."""
+    state = {name: value.new_zeros(()).expand(value.shape) for name, value in golden.filled_state("plain").items()}
+    torch.save(state, tmp_path / "x.pt")
+    assert re.search(r"x\.pt: the weights claim [\d,]+ bytes, and it holds \d+", refused(tmp_path / "x.pt"))
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    assert "there is no checkpoint" in refused(tmp_path / "pipe.ckpt")
+    with zipfile.ZipFile(tmp_path / "over.pt", "w") as file:
+        file.writestr("a/data.pkl", "x" * 1000)
+        file.filelist = file.filelist * 50
+    assert "entries lie over one another" in refused(tmp_path / "over.pt")
 
 
 def test_what_is_found_and_what_loads_is_said(tmp_path: Path) -> None:

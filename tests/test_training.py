@@ -1,9 +1,14 @@
 """Training: the average, checkpoints, resume to the bit, grids that change nothing, faults, what is logged."""
 
+import contextlib
 import itertools
+import os
+import re
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,14 @@ from torch import Tensor, nn
 
 import train
 from ilvr_lightning.callbacks import EMA, TrainingLog
+from ilvr_lightning.checkpoints import Checkpoints
 from ilvr_lightning.config import OptimConfig
+from ilvr_lightning.configure import load_config
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
+from ilvr_lightning.events import Events, mend_events
 from ilvr_lightning.grid import ILVRGrid
+from ilvr_lightning.images import fit_image, read_image, to_pixels, to_tensor
 from ilvr_lightning.module import DDPM, lr_factor
 from ilvr_lightning.pretrained.load import load_denoiser
 
@@ -69,21 +78,63 @@ def straight(train_run: TrainRun) -> Path:
     return train_run("straight", "trainer.max_epochs=3")
 
 
+GRIDS = ("trainer.max_epochs=3", "grid.every_n_steps=3", "grid.every_n_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def with_grids(train_run: TrainRun) -> Path:
+    """The same with grids at steps 3, 4, 6, 8, 9 and 12."""
+    return train_run("with_grids", *GRIDS)
+
+
 @contextmanager
-def raising(owner: type, method: str, call: int, error: type[BaseException]) -> Iterator[None]:
-    """An error in place of the nth call of a method."""
+def at_call(owner: type, method: str, call: int, act: Callable[[], None]) -> Iterator[None]:
+    """Something that happens right before the nth call of a method."""
     original, calls = getattr(owner, method), itertools.count(1)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
-            raise error
+            act()
         return original(*args, **kwargs)
 
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, method, wrapped)
         yield
-    signal.signal(signal.SIGINT, handler)  # Lightning ignores Control-C from the first one on
+
+
+def signalling(owner: type, method: str, call: int, number: int) -> AbstractContextManager[None]:
+    """A signal to this process."""
+    return at_call(owner, method, call, lambda: os.kill(os.getpid(), number))
+
+
+def crashing(owner: type, method: str, call: int) -> AbstractContextManager[None]:
+    """A LookupError."""
+
+    def crash() -> None:
+        raise LookupError
+
+    return at_call(owner, method, call, crash)
+
+
+def assert_same_logs(a: Path, b: Path, tmp: Path) -> None:
+    """As TensorBoard shows them: all starts in order, what was purged left out."""
+    first, second = (as_shown(folder, tmp) for folder in (a, b))
+    for tag in ("train/loss", "train/lr", "val/loss"):
+        assert [(e.step, e.value) for e in first.Scalars(tag)] == [(e.step, e.value) for e in second.Scalars(tag)]
+    for tag in ("ilvr/grid", "samples/unconditional"):
+        one, two = (log.Images(tag) for log in (first, second))
+        assert [e.step for e in one] == [e.step for e in two]
+        assert [e.encoded_image_string for e in one] == [e.encoded_image_string for e in two]
+    assert sorted(p.name for p in (a / "grids").iterdir()) == sorted(p.name for p in (b / "grids").iterdir())
+
+
+def as_shown(folder: Path, tmp: Path) -> EventAccumulator:
+    """All event files as one log; they are named by the second, and these starts share one."""
+    copies = tmp / "events" / folder.name
+    copies.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)):
+        shutil.copy(file, copies / f"events.out.tfevents.{number:010}.x")
+    return EventAccumulator(str(copies), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
 # The average
@@ -174,7 +225,7 @@ def test_resume_after_an_epoch(train_run: TrainRun, straight: Path) -> None:
 
 def test_resume_in_mid_epoch(train_run: TrainRun, recipe: Path, straight: Path) -> None:
     """A crash at step 7; the last save was at step 6, the second of its epoch's four."""
-    with raising(DDPM, "training_step", 8, LookupError), pytest.raises(LookupError):
+    with crashing(DDPM, "training_step", 8), pytest.raises(LookupError):
         train_run("crashed", "trainer.max_epochs=3", "checkpoint.every_n_steps=3")
     folder = recipe.parent / "runs" / "tiny" / "crashed"
     assert last(folder)["global_step"] == 6
@@ -198,42 +249,79 @@ def test_resume_with_moments_in_another_memory_format(train_run: TrainRun, strai
 @pytest.mark.parametrize(
     ("owner", "method", "call", "saved"),
     [
-        (DDPM, "training_step", 6, 5),
+        (DDPM, "training_step", 6, 6),
+        (DDPM, "training_step", 8, 8),  # the last one of its epoch
         (DDPM, "validation_step", 2, 8),
-        (ILVRGrid, "_sample", 2, 6),  # a grid every three steps
-        (ILVRGrid, "on_train_epoch_end", 2, 8),
+        (ILVRGrid, "_sample", 3, 6),  # a grid every three steps
+        (ILVRGrid, "_sample", 4, 8),  # and at the end of each epoch
+        (EMA, "on_validation_epoch_end", 2, 8),
+        (Checkpoints, "on_train_epoch_end", 2, 8),
         (TrainingLog, "on_train_batch_end", 6, 6),
     ],
 )
 def test_control_c_saves_and_says_how_to_resume(
-    owner: type, method: str, call: int, saved: int, train_run: TrainRun, recipe: Path, straight: Path,
+    owner: type, method: str, call: int, saved: int, train_run: TrainRun, recipe: Path, with_grids: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    name = f"interrupted_{owner.__name__}_{method}"
-    overrides = ["trainer.max_epochs=3", "grid.every_n_steps=3"]
-    with raising(owner, method, call, KeyboardInterrupt), pytest.raises(SystemExit):
-        train_run(name, *overrides)
+    name = f"interrupted_{owner.__name__}_{method}_{call}"
+    with signalling(owner, method, call, signal.SIGINT):
+        assert train.main([str(recipe), f"run.name={name}", *GRIDS]) == 130
     folder = recipe.parent / "runs" / "tiny" / name
     said = f"and saved; go on with: python train.py {folder}/config.yaml resume={folder}/checkpoints/last.ckpt"
     assert f"stopped at step {saved} {said}" in capsys.readouterr().out
     assert last(folder)["global_step"] == saved
-    train_run(name, *overrides, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
-    assert_same_training(folder, straight)
+    train_run(name, *GRIDS, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
+    assert_same_training(folder, with_grids)
+    assert_same_logs(folder, with_grids, tmp=recipe.parent)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_notice_of_a_scheduler(number: signal.Signals, train_run: TrainRun, recipe: Path, straight: Path) -> None:
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    name = f"requeued_{number.name}"
+    with signalling(DDPM, "training_step", 7, number):
+        assert train.main([str(recipe), f"run.name={name}", "trainer.max_epochs=3", "resume=auto"]) == 75
+    assert {each: signal.getsignal(each) for each in handlers} == handlers
+    assert last(straight.parent / name)["global_step"] == 7
+    train_run(name, "trainer.max_epochs=3", "resume=auto")
+    assert_same_training(straight.parent / name, straight)
 
 
 @pytest.mark.parametrize("call", [12, 13])
 def test_control_c_within_an_accumulated_step(call: int, train_run: TrainRun, recipe: Path, accumulated: Path) -> None:
     name = f"interrupted_accumulation_{call}"
     overrides = ["trainer.max_epochs=3", "trainer.accumulate_grad_batches=2"]
-    with raising(DDPM, "training_step", call, KeyboardInterrupt), pytest.raises(SystemExit):
-        train_run(name, *overrides)
+    with signalling(DDPM, "training_step", call, signal.SIGINT):
+        assert train.main([str(recipe), f"run.name={name}", *overrides]) == 130
     folder = recipe.parent / "runs" / "tiny" / name
+    assert last(folder)["global_step"] == -(-call // 2)
     train_run(name, *overrides, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
     assert_same_training(folder, accumulated)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "gone"])
+def test_resume_takes_the_newest_that_is_whole(
+    damage: str, train_run: TrainRun, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_run(f"damaged_{damage}", "trainer.max_epochs=2")
+    path = folder / "checkpoints" / "last.ckpt"
+    shutil.copy(path, folder / "checkpoints" / "best.ckpt")
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    content = {"truncated": whole[:-1], "flipped": flipped, "empty": b""}.get(damage)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    os.utime(folder / "checkpoints" / "best.ckpt", (1, 1))
+    capsys.readouterr()
+    train_run(f"damaged_{damage}", "trainer.max_epochs=3", "resume=auto")
+    assert ("last.ckpt is damaged" in capsys.readouterr().out) == (damage != "gone")
+    assert_same_training(folder, straight)
+
+
 def test_saving_every_step_does_not_disturb_accumulation(train_run: TrainRun, accumulated: Path) -> None:
-    with raising(DDPM, "training_step", 12, LookupError), pytest.raises(LookupError):
+    with crashing(DDPM, "training_step", 12), pytest.raises(LookupError):
         train_run("saving", "trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=1")
     train_run("saving", "trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "resume=auto")
     assert_same_training(accumulated.parent / "saving", accumulated)
@@ -244,21 +332,116 @@ def test_loss_that_is_not_finite_ends_the_run(
     log_every: int, train_run: TrainRun, recipe: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    calls = itertools.count()
+    """The third image of step 5 is bad; the epoch's end, at step 4, is saved."""
+    calls, seen = itertools.count(), []
 
-    def losses(denoiser: Denoiser, *args: Any) -> Tensor:
+    def losses(denoiser: Denoiser, x0: Tensor, *args: Any) -> Tensor:
         assert isinstance(denoiser.network, torch.nn.Module)
-        bad = denoiser.network.training and next(calls) == 5
-        return training_losses(denoiser, *args) * (float("nan") if bad else 1)
+        bad = torch.ones(len(x0))
+        if denoiser.network.training and next(calls) == 5:
+            bad[2] = float("nan")
+            seen.append(x0[2])
+        return training_losses(denoiser, x0, *args) * bad
 
     monkeypatch.setattr("ilvr_lightning.module.training_losses", losses)
     name = f"not_finite_{log_every}"
-    settings = [f"run.name={name}", "trainer.max_epochs=3", f"trainer.log_every_n_steps={log_every}"]
+    folder = recipe.parent / "runs" / "tiny" / name
+    settings = [f"run.name={name}", "trainer.max_epochs=3", f"trainer.log_every_n_steps={log_every}", "data.flip=false"]
     assert train.main([str(recipe), *settings]) == 1
-    assert "the loss was not finite at step 5" in capsys.readouterr().err
-    content = last(recipe.parent / "runs" / "tiny" / name)
+    error = capsys.readouterr().err
+    assert "the loss was not finite at step 5, first at row" in error
+    assert f"last good checkpoint: {folder}/checkpoints/last.ckpt holds step 4" in error
+    found = re.search(r"row (\d+) of the training split \(of the batch's rows (.*)\)\. Lower", error)
+    assert found is not None
+    rows = [int(row) for row in found[2].split(", ")]
+    assert len(rows) == 4
+    assert rows[2] == int(found[1])
+    file = sorted(Path(load_config([str(recipe)])[0].data.path).iterdir())[rows[2]]  # as the image folder counts them
+    expected = to_tensor(to_pixels(fit_image(read_image(file), (8, 8))))
+    assert torch.equal(seen[0], expected)
+    content = last(folder)
     assert content["global_step"] == 4
     assert all(v.isfinite().all() for v in content["current_model_state"].values())
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB: three checkpoints or so."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    with (folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+
+
+def on_disk(recipe: Path, disk: Path, *overrides: str) -> list[str]:
+    """Arguments of a run whose folder is on it; decoded images and the rest are elsewhere."""
+    root = f"trainer.default_root_dir={disk}"
+    return [str(recipe), "run.name=full", "trainer.max_epochs=3", "data.cache_mb=0", root, *overrides]
+
+
+def test_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
+    recipe: Path, small_disk: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with at_call(DDPM, "training_step", 7, lambda: fill(small_disk)):
+        assert train.main(on_disk(recipe, small_disk)) == 1
+    error = capsys.readouterr().err
+    folder = small_disk / "tiny" / "full"
+    assert error.count("\n") == 1
+    assert "the disk is full" in error
+    assert "free some space, or write elsewhere" in error
+    assert last(folder)["global_step"] == 4
+    assert list(folder.rglob(".*")) == []
+    (small_disk / "ballast").unlink()
+    assert train.main(on_disk(recipe, small_disk, "resume=auto")) == 0
+    assert_same_training(folder, straight)
+
+
+def test_full_disk_may_be_waited_for(recipe: Path, small_disk: Path, straight: Path) -> None:
+    """Full in the second epoch, free in the third: the run goes on meanwhile."""
+    with (
+        at_call(DDPM, "training_step", 6, lambda: fill(small_disk)),
+        at_call(DDPM, "training_step", 10, (small_disk / "ballast").unlink),
+        pytest.warns(UserWarning, match=r"last.ckpt could not be written at step 8 .*last.ckpt holds step 4"),
+    ):
+        assert train.main(on_disk(recipe, small_disk, "checkpoint.on_full_disk=continue")) == 0
+    folder = small_disk / "tiny" / "full"
+    first, second = last(folder), last(straight)
+    assert {key: equal(first[key], second[key]) for key in STATES} == dict.fromkeys(STATES, True)
+    assert [step for step, _ in scalars(folder, "val/loss")][-1] == 12
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12, 17, 30])
+def test_half_a_record_is_cut_off(cut: int, tmp_path: Path) -> None:
+    """A reader stops at it, and would show nothing that comes after."""
+    for part in range(2):
+        logger = Events(tmp_path, None if part == 0 else 1)
+        for step in range(3):
+            logger.log_metrics({"x": float(part)}, step=3 * part + step)
+        logger.finalize("success")
+        if part == 0:
+            (file,) = tmp_path.iterdir()
+            file.write_bytes(file.read_bytes()[:-cut])
+            mend_events(tmp_path)
+            whole = file.read_bytes()
+            mend_events(tmp_path)
+            assert file.read_bytes() == whole
+            file.rename(tmp_path / "events.out.tfevents.0000000000.first")
+    log = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in log.Scalars("x")] == [(0, 0), (1, 0), (3, 1), (4, 1), (5, 1)]
 
 
 # What must not matter

@@ -88,6 +88,10 @@ class SamplingPlan:
                 "sampling.eps_extrapolation is of sampling.reference_noise=matched: "
                 f"got {self.eps_extrapolation} with {self.reference_noise}"
             )
+        for name in ("factor", "condition_to", "condition_from"):
+            value = getattr(self, name)
+            if value is not None and not all(isinstance(each, int) for each in as_tuple(value)):
+                raise ValueError(f"sampling.{name} must be a whole number, or one an image: got {value!r}")
         if self.exact_low_band and self.kernel == "ideal":
             raise ValueError("sampling.exact_low_band is of a kernel that downsamples: got sampling.kernel=ideal")
         if self.exact_low_band and any(b > 0 for b in as_tuple(self.condition_to)):
@@ -96,8 +100,8 @@ class SamplingPlan:
                 f"got one that ends at {max(as_tuple(self.condition_to))}"
             )
         for gain in (g for gains in per_image(self.octave_gains) for g in gains):
-            if not 0.5 <= gain <= 2:
-                raise ValueError(f"sampling.octave_gains must be between 0.5 and 2: got {gain}")
+            if not isinstance(gain, int | float) or not 0.5 <= gain <= 2:
+                raise ValueError(f"sampling.octave_gains must be numbers between 0.5 and 2: got {gain}")
             if gain != 1 and any(n < 1 or n & (n - 1) for n in as_tuple(self.factor)):
                 raise ValueError(f"sampling.octave_gains are for factors that are powers of two: got {self.factor}")
         for name in ("factor", "condition_to", "condition_from"):

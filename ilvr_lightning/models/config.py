@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+MAX_CHANNELS, MAX_LEVELS, MAX_BLOCKS = 16384, 12, 64
+"""Beyond any network that is trained."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -63,6 +66,12 @@ class UNetConfig:
                 raise ValueError(f"model.{name} must be 0 or 1: got {getattr(self, name)}")
         if not self.channel_mult or min(self.channel_mult) < 1:
             raise ValueError(f"model.channel_mult must list numbers of at least 1: got {list(self.channel_mult)}")
+        widest, levels = self.channels * max(self.channel_mult), len(self.channel_mult)
+        if widest > MAX_CHANNELS or self.num_res_blocks > MAX_BLOCKS or levels > MAX_LEVELS:
+            raise ValueError(
+                f"model.channels times model.channel_mult must be at most {MAX_CHANNELS}, of {MAX_LEVELS} levels "
+                f"and model.num_res_blocks={MAX_BLOCKS}: got {widest}, {levels} and {self.num_res_blocks}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be at least 0 and below 1: got {self.dropout}")
         if self.patch_size not in (1, 2, 4):

@@ -92,6 +92,8 @@ def _read_notes(args: argparse.Namespace) -> str:
     if args.notes is None:
         return ""
     try:
+        if args.notes.exists() and not args.notes.is_file():
+            raise OSError("it is no file")  # a pipe or a device, which may never end
         return str(args.notes.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--notes: {args.notes} cannot be read as text ({error})") from None

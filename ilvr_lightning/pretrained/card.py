@@ -59,7 +59,7 @@ def model_card(description: Description, notes: str = "", pictures: Sequence[str
     training: dict[str, Any] = {"data set": data_set_of(description), **description.facts}
     if description.config is not None:
         config = config_from_plain(description.config)
-        training["global batch"] = config.data.batch_size
+        training["global batch"] = config.data.global_batch
         training["learning rate"] = config.optim.lr
         training["EMA decay"] = config.ema.decay
         training["loss"] = config.diffusion.loss

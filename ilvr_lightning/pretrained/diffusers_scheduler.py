@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilvr_lightning.config import DiffusionConfig
+from ilvr_lightning.config import MAX_TIMESTEPS, DiffusionConfig
 from ilvr_lightning.diffusion.denoiser import PredictionType
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
@@ -50,8 +50,8 @@ def diffusion_of(scheduler: dict[str, Any], folder: Path) -> DiffusionConfig:
     prediction = PREDICTIONS.get(str(scheduler.get("prediction_type", "epsilon")))
     if prediction is None:
         raise UserError(f"{folder}: prediction_type={scheduler['prediction_type']}; {', '.join(PREDICTIONS)} load")
-    if not isinstance(T, int) or not 1 <= T <= 100_000:
-        raise UserError(f"{folder}: num_train_timesteps must be a whole number up to 100,000: got {T!r:.40}")
+    if not isinstance(T, int) or not 1 <= T <= MAX_TIMESTEPS:
+        raise UserError(f"{folder}: num_train_timesteps must be a whole number up to {MAX_TIMESTEPS:,}: got {T!r:.40}")
     if scheduler.get("rescale_betas_zero_snr"):
         raise UserError(f"{folder}: a schedule rescaled to zero SNR ends at a beta of 1, where eps says nothing")
     try:

@@ -117,13 +117,13 @@ def read_content(path: Path) -> Any:
         UserError: the file is missing, damaged, or would execute something.
     """
     try:
+        if not path.is_file():  # nor a pipe or a device, which may never end
+            raise FileNotFoundError
         with path.open("rb") as file:
             start = file.read(32)
-        if not path.is_file():
-            raise IsADirectoryError
     except (OSError, ValueError):
-        raise UserError(f"there is no checkpoint {str(path)[:300]}") from None
-    zipped = zipfile.is_zipfile(path)
+        raise UserError(f"there is no checkpoint {str(path)[:300]!r}; give a file or a folder of weights") from None
+    zipped = start.startswith(ZIP) and zipfile.is_zipfile(path)
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is no checkpoint but a Git LFS pointer to one; fetch the file itself (git lfs pull)")
     if start.startswith(ZIP) and not zipped:
@@ -133,8 +133,13 @@ def read_content(path: Path) -> Any:
             return load_file(path)
         if zipped:
             with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                entries = archive.infolist()
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                     raise ValueError("a compressed archive, which torch does not write")
+                if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                    raise ValueError("an archive whose entries lie over one another")
+        elif OLD_MAGIC not in start:
+            raise ValueError("of no format that torch or safetensors write")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles, which are refused
             # By its content: torch goes by the suffix, and takes every .safetensors for one.
@@ -150,16 +155,22 @@ def read_content(path: Path) -> Any:
             f"{path} is no checkpoint that can be opened safely: it holds other things than tensors and plain "
             f"values{what}, or is damaged"
         ) from None
-    except BROKEN as error:
+    except MemoryError:
+        raise UserError(
+            f"{path} is no checkpoint, or a damaged one: it asks for more memory than this machine has"
+        ) from None
+    except Exception as error:  # torch's unpickler raises anything on damaged files
         raise UserError(f"{path} is no checkpoint, or a damaged one ({first_line(error)})") from None
 
 
 BROKEN = (
     RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
-    AssertionError, SafetensorError, zipfile.BadZipFile, zlib.error,
+    AssertionError, RecursionError, SafetensorError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading a file may raise that is not what it should be."""
 ZIP = b"PK\x03\x04"
+OLD_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+"""In the first bytes of files from before PyTorch 1.6."""
 
 
 def is_safetensors(path: Path) -> bool:
@@ -195,9 +206,9 @@ def _find(path: Path, content: Any, weights: Weights) -> StateDict:
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        return StateDict(path=path, shapes=_shapes(content), metadata=metadata)
+        return StateDict(path=path, shapes=shapes_of(path, content), metadata=metadata)
     if is_state(content):
-        return StateDict(path=path, shapes=_shapes(content))
+        return StateDict(path=path, shapes=shapes_of(path, content))
     if isinstance(content, dict):
         averages = [name for name in ("ema", "ema_state_dict") if name in content]
         for name in averages:
@@ -205,7 +216,7 @@ def _find(path: Path, content: Any, weights: Weights) -> StateDict:
                 raise UserError(f"{path}: its {name} is no plain state dict; give --weights raw to take the others")
         for name in WRAPPERS[weights]:
             if is_state(content.get(name)):
-                return StateDict(path=path, keys=(name,), shapes=_shapes(content[name]), has_ema=bool(averages))
+                return StateDict(path=path, keys=(name,), shapes=shapes_of(path, content[name]), has_ema=bool(averages))
         if any(is_state(value) for value in content.values()):
             raise UserError(f"{path} holds no {weights} weights, but {', '.join(map(str, content))[:200]}")
     if isinstance(content, list | tuple) and content and is_state(content[0]):
@@ -213,7 +224,7 @@ def _find(path: Path, content: Any, weights: Weights) -> StateDict:
         last = len(content) - 1
         has_ema = last > 0 and is_state(content[last])
         chosen = last if weights == "ema" and has_ema else 0
-        return StateDict(path=path, keys=(chosen,), shapes=_shapes(content[chosen]), has_ema=has_ema)
+        return StateDict(path=path, keys=(chosen,), shapes=shapes_of(path, content[chosen]), has_ema=has_ema)
     found = f"the keys {', '.join(map(str, content))[:120]}" if isinstance(content, dict) else type(content).__name__
     raise UserError(f"{path} is no checkpoint that loads: found {found}; {WHAT_LOADS}")
 
@@ -233,12 +244,24 @@ def is_state(value: Any) -> bool:
     )
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+def shapes_of(path: Path, state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """The shape of each weight of a file.
+
+    Raises:
+        UserError: one is no plain tensor, or they claim more numbers than there are.
+    """
     for name, value in state.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or not value.is_floating_point():
             kind = "on no device" if value.is_meta else f"{value.layout}, {value.dtype}".replace("torch.", "")
-            raise UserError(f"the weight {name[:100]} is {kind}; plain floating-point weights load")
-    return {name: tuple(value.shape) for name, value in state.items()}
+            raise UserError(f"{path}: the weight {name[:100]} is {kind}; plain floating-point weights load")
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    claimed = sum(math.prod(shapes[name]) * value.element_size() for name, value in state.items())
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if claimed > sum(storages.values()):
+        raise UserError(
+            f"{path}: the weights claim {claimed:,} bytes, and it holds {sum(storages.values()):,} for them"
+        )
+    return shapes
 
 
 def check_names(network: nn.Module, weights: StateDict, names: Mapping[str, tuple[str, ...]]) -> None:
@@ -305,12 +328,18 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or holds none.
     """
     try:
+        if (size := path.stat().st_size) > LONGEST_JSON:
+            raise ValueError(f"it is of {size} bytes; settings are of at most {LONGEST_JSON}")
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings")
     return values
+
+
+LONGEST_JSON = 4_000_000
+"""Bytes of a settings file; 100,000 explicit betas are half of it."""
 
 
 def first_line(error: Exception) -> str:

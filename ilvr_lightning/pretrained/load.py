@@ -29,6 +29,7 @@ from ilvr_lightning.pretrained.files import (
     identity_of,
     is_state,
     read_content,
+    shapes_of,
     state_dict_of,
 )
 
@@ -159,13 +160,6 @@ def make_network(description: Description) -> UNet:
         UserError: it makes none.
     """
     channels, height, width = description.image_shape
-    model = description.model
-    widest = model.channels * max(model.channel_mult)
-    if widest > 16384 or model.num_res_blocks > 64 or len(model.channel_mult) > 12 or description.diffusion.T > 100_000:
-        raise UserError(
-            f"the checkpoint's hyper-parameters are beyond any network: {widest} channels, {model.num_res_blocks} "
-            f"blocks, {len(model.channel_mult)} levels, T={description.diffusion.T}"
-        )
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE or channels not in (1, 3):
         raise UserError(f"the checkpoint's images of {channels}x{height}x{width} are none that load (1 or 3 channels)")
     try:
@@ -211,7 +205,8 @@ def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Fo
         raise UserError(f"{path} holds no raw weights; give --weights ema")
     if not is_state(state):
         raise UserError(f"{path} is a damaged checkpoint: {key} holds something else than weights")
-    shapes = {n.removeprefix("network."): tuple(v.shape) for n, v in state.items() if n.startswith("network.")}
+    network = {n: v for n, v in state.items() if n.startswith("network.")}
+    shapes = {n.removeprefix("network."): shape for n, shape in shapes_of(path, network).items()}
     return Found(
         description=own.describe_checkpoint(content),
         weights=StateDict(path=path, keys=(key,), prefix="network.", shapes=shapes, identity=identity_of(path)),
@@ -259,8 +254,8 @@ def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None)
     )
 
 
-def resumable(path: Path) -> Config:
-    """The configuration of a checkpoint of train.py.
+def resumable(path: Path) -> tuple[Config, int]:
+    """The configuration and the step of a checkpoint of train.py.
 
     Raises:
         UserError: it is none.
@@ -268,4 +263,7 @@ def resumable(path: Path) -> Config:
     content = read_content(path)
     if not own.is_checkpoint(content):
         raise UserError(f"{path} is no checkpoint of this project: give a last.ckpt or best.ckpt that train.py wrote")
-    return config_from_plain(content["hyper_parameters"]["config"])
+    step = content.get("global_step")
+    if type(step) is not int or step < 0:
+        raise UserError(f"{path} is a damaged checkpoint: its step is {step!r:.40}")
+    return _named(path, lambda: config_from_plain(content["hyper_parameters"]["config"])), step

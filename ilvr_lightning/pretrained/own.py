@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
-from ilvr_lightning.configure import config_from_plain
+from ilvr_lightning.config import data_set_name, portable
+from ilvr_lightning.configure import check_plain, config_from_plain
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.pretrained.description import Description, Gains
 from ilvr_lightning.pretrained.files import first_line
@@ -30,10 +30,10 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
     plain = content["hyper_parameters"]["config"]
     config = config_from_plain(plain)
     gains: Any = {}
-    step = content.get("global_step")
-    facts: dict[str, Any] = {"step": step, "epoch": content.get("epoch")}
-    if isinstance(step, int):
-        facts["images seen"] = step * config.data.batch_size
+    counts = {"step": content.get("global_step"), "epoch": content.get("epoch")}
+    facts: dict[str, Any] = {name: n for name, n in counts.items() if type(n) is int and 0 <= n < 2**63}
+    if "step" in facts:
+        facts["images seen"] = facts["step"] * config.data.global_batch
     for state in content.get("callbacks", {}).values():
         for key, fact in (("best", "best val/loss"), ("last", "val/loss")):
             if isinstance(state, dict) and isinstance(state.get(key), float):
@@ -48,7 +48,7 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
         image_shape=(config.data.channels, *config.data.size),
         diffusion=config.diffusion,
         config=json.loads(json.dumps(plain)),
-        facts={name: value for name, value in facts.items() if value is not None},
+        facts=facts,
         octave_gains=_gains(gains),
     )
 
@@ -56,11 +56,8 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
 def to_metadata(description: Description) -> dict[str, str]:
     """A description as safetensors' metadata, without paths of the machine that trained it."""
     values = dataclasses.asdict(description)
-    if (config := values["config"]) is not None:
-        config["data"]["path"] = data_set_of(description)
-        config["grid"]["references"] = []
-        config |= {"resume": None, "init_from": None}
-        config["trainer"].pop("default_root_dir", None)
+    if values["config"] is not None:
+        values["config"] = portable(values["config"])
     return {"format": "pt", KEY: json.dumps(values, sort_keys=True)}
 
 
@@ -83,6 +80,7 @@ def describe_metadata(text: str) -> Description:
         kind, clip, facts, whole = (values[name] for name in ("kind", "clip", "facts", "config"))
         if whole is not None:
             config_from_plain(whole)
+        check_plain(facts)
         if not (isinstance(kind, str) and isinstance(clip, bool) and isinstance(facts, dict)):
             raise TypeError(f"kind {kind!r:.40}, clip {clip!r:.40}, facts {facts!r:.40}")
         return Description(
@@ -106,6 +104,7 @@ def _gains(values: Any) -> dict[str, dict[int, Gains]]:
     Raises:
         ValueError: it is something else.
     """
+    check_plain(values)
     gains = {
         str(preset): {int(n): tuple(map(float, each)) for n, each in by_factor.items()}
         for preset, by_factor in dict(values or {}).items()
@@ -125,4 +124,4 @@ def data_set_of(description: Description) -> str:
     path = (description.config or {}).get("data", {}).get("path")
     if not isinstance(path, str):
         return "not recorded"
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if path.startswith(("/", "~")) or "\\" in path else path
+    return data_set_name(path)

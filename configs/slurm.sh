@@ -1,0 +1,21 @@
+#!/bin/bash
+# sbatch configs/slurm.sh RECIPE.yaml [key=value ...]
+# A task a GPU. Two minutes before its time is over the job saves, ends with 75, and is queued again under its own
+# number, which names the run's folder; a preempted one likewise.
+#SBATCH --job-name=ilvr_lightning
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=12:00:00
+#SBATCH --signal=SIGUSR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+
+srun --kill-on-bad-exit=1 python train.py "$@" resume=auto \
+    trainer.devices="$SLURM_NTASKS_PER_NODE" trainer.num_nodes="$SLURM_NNODES"
+status=$?
+if [ $status -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit $status

@@ -1,0 +1,157 @@
+"""When a run saves and what it can go on from; a checkpoint is whole or not there."""
+
+import math
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+
+from ilvr_lightning.callbacks import step_done
+from ilvr_lightning.errors import Stopped
+from ilvr_lightning.whole import write_safely
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes under another name, flushes, reads back and renames.
+
+    A disk that refuses is remembered rather than raised: only one rank writes, and the others must hear of it too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: OSError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        def write(partial: Path) -> None:
+            try:
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's writer hides the reason
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+            if not is_whole(partial):
+                raise OSError(None, "what was written does not read back", str(path))
+
+        self.failure = None
+        try:
+            write_safely(Path(path), write)
+        except OSError as error:
+            self.failure = error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint's every byte is as its checksums say."""
+    if not path.is_file():  # a pipe may never end
+        return False
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError):
+        return False
+
+
+class Checkpoints(Checkpoint):
+    """last.ckpt every so many steps and at each epoch's end, best.ckpt by val/loss.
+
+    Args:
+        folder: where they go.
+        every_n_steps: optimizer steps between saves.
+        on_full_disk: what a checkpoint that cannot be written does.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, on_full_disk: Literal["stop", "continue"] = "stop") -> None:
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.on_full_disk = on_full_disk
+        self.best: float | None = None
+        self.last: float | None = None
+        self._saved_step = -1
+        self._validated_step = -1
+        self._epoch_end_due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "last": self.last, "epoch_end_due": self._epoch_end_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.last = state_dict["best"], state_dict.get("last")
+
+    @property
+    def saved(self) -> str:
+        """Which checkpoint is the last that was written, in words."""
+        if self._saved_step < 0:
+            return "nothing was saved yet"
+        return f"{self.folder / 'last.ckpt'} holds step {self._saved_step}"
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have what was stopped halfway begin anew: an accumulated step, or a validation with the end of its epoch."""
+        self._saved_step = checkpoint["global_step"]
+        loops = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        if lost := batches["current"]["processed"] % trainer.accumulate_grad_batches:
+            batches["current"].update(dict.fromkeys(batches["current"], batches["current"]["processed"] - lost))
+        if checkpoint["callbacks"].get(self.state_key, {}).get("epoch_end_due"):
+            # As Lightning leaves them where the first batch of a validation fails: it then validates, and goes on.
+            validation = loops["epoch_loop.val_loop.batch_progress"]
+            for part in ("total", "current"):
+                batches[part]["completed"] = batches[part]["processed"]
+                validation[part].update(ready=1, started=1, processed=0, completed=0)
+                if batches["is_last_batch"]:
+                    epochs[part].update(dict.fromkeys(("processed", "completed"), epochs[part]["started"] - 1))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        last: bool = trainer.is_last_batch  # the epoch's end saves
+        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_step
+        if due and not last and step_done(trainer, batch_idx):
+            self._save(trainer, "last.ckpt")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated_step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loss = float(trainer.callback_metrics.get("val/loss", math.nan))
+        self.last = loss if math.isfinite(loss) else None
+        self._validated_step = -1
+        # The best one first: a run that is killed between the two goes on from before, and saves it again.
+        if math.isfinite(loss) and (self.best is None or loss < self.best):
+            self.best = loss
+            self._save(trainer, "best.ckpt")
+        self._save(trainer, "last.ckpt")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not isinstance(exception, Stopped) or not fitting or trainer.global_step == 0:
+            return
+        self._epoch_end_due = trainer.validating or self._validated_step == trainer.global_step
+        if self._epoch_end_due or self._saved_step != trainer.global_step:
+            self._save(trainer, "last.ckpt")
+        if trainer.is_global_zero:
+            print(
+                f"\nstopped at step {trainer.global_step} and saved; go on with: "
+                f"python train.py {self.folder.parent / 'config.yaml'} resume={self.folder / 'last.ckpt'}"
+            )
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        check = getattr(trainer.lightning_module, "check_finite", None)
+        if check is not None:
+            check()
+        for logger in trainer.loggers:
+            logger.save()  # what is logged must not be behind what is saved
+        trainer.save_checkpoint(self.folder / name)
+        io = trainer.strategy.checkpoint_io
+        failure: OSError | None = trainer.strategy.broadcast(io.failure if isinstance(io, WholeCheckpointIO) else None)
+        if failure is None:
+            self._saved_step = trainer.global_step if name == "last.ckpt" else self._saved_step
+        elif self.on_full_disk == "stop":
+            raise OSError(failure.errno, f"step {trainer.global_step} could not be saved; {self.saved}", str(failure))
+        elif trainer.is_global_zero:
+            reason = f"{name} could not be written at step {trainer.global_step} ({failure.strerror}); {self.saved}"
+            warnings.warn(reason, stacklevel=2)
