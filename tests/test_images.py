@@ -178,7 +178,8 @@ def test_pictures_that_would_fill_the_memory(kind: str, side: int, monkeypatch: 
     ("mode", "colour", "expected"),
     [
         ("RGB", (10, 20, 30), (10, 20, 30)), ("L", 7, (7, 7, 7)), ("1", 1, (255, 255, 255)),
-        ("I;16", 257 * 9, (9, 9, 9)), ("P", 1, (200, 100, 50)), ("RGBA", (255, 0, 0, 128), (255, 127, 127)), ("LA", (0, 51), (204, 204, 204)),
+        ("I;16", 257 * 9, (9, 9, 9)), ("P", 1, (200, 100, 50)), ("RGBA", (255, 0, 0, 128), (255, 127, 127)), ("LA", (0,
+        51), (204, 204, 204)),
     ],
 )  # fmt: skip
 def test_a_very_large_picture_is_read_smaller(

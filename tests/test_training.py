@@ -32,6 +32,7 @@ from ilvr_lightning.grid import ILVRGrid
 from ilvr_lightning.images import fit_image, read_image, to_pixels, to_tensor
 from ilvr_lightning.module import DDPM, lr_factor
 from ilvr_lightning.pretrained.load import load_denoiser
+from tests.chaos.runs import equal
 
 TrainRun = Callable[..., Path]
 STATES = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
@@ -52,17 +53,6 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     """(step, value) of all starts; what was done again counts once."""
     values = {e.step: e.value for part in events(folder) if tag in part.Tags()["scalars"] for e in part.Scalars(tag)}
     return sorted(values.items())
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Bit for bit, in nested dicts and lists."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
 
 
 def assert_same_training(a: Path, b: Path) -> None:
