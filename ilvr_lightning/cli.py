@@ -95,7 +95,7 @@ def announce(line: str, file: TextIO | None = None) -> None:
 
 def process_rank() -> int:
     """Of this process by its environment: torchrun's, SLURM's or Lightning's."""
-    given = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    given = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
     return next((int(value) for value in given if value.isdecimal() and value != "0"), 0)
 
 

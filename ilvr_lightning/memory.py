@@ -108,7 +108,7 @@ def with_batch_size(config: Config, before: Config | None, data: "HFImageDataMod
     if before is not None:
         found = before.data.global_batch
     else:
-        found = int(agreed("data.batch_size=auto", lambda: str(_fitting(config, data))))
+        found = int(agreed("data.batch_size=auto", lambda: str(_fitting(config, data)), config))
         announce(f"batch        {found} images fit (data.batch_size=auto)")
     config = replace(config, data=replace(config.data, batch_size=found))
     data.config = config.data

@@ -12,6 +12,10 @@ from ilvr_lightning.config import Config
 from ilvr_lightning.errors import UserError
 
 
+SEVERAL = ("WORLD_SIZE", "SLURM_NTASKS")
+"""What tells of several processes that Lightning did not start."""
+
+
 def root_of(config: Config) -> Path:
     """The folder of all runs."""
     return Path(str(config.trainer.get("default_root_dir", "runs")))
@@ -32,7 +36,7 @@ def run_folder(config: Config, name: str, resume: Path | None) -> Path:
     if resume is not None and resume.parent.name == "checkpoints":
         return resume.parent.parent
     root = root_of(config) / name
-    return root / agreed("run.name", lambda: _fresh(root))
+    return root / agreed("run.name", lambda: _fresh(root), config)
 
 
 def run_name(config: Config) -> str | None:
@@ -43,7 +47,7 @@ def run_name(config: Config) -> str | None:
     return f"slurm_{job}" if job.isdecimal() and "SLURM_PROCID" in os.environ else None
 
 
-def agreed(what: str, choose: Callable[[], str]) -> str:
+def agreed(what: str, choose: Callable[[], str], config: Config) -> str:
     """What the first process of a run chooses, on all of them.
 
     Lightning's launcher starts the script again for each process and hands down the environment; torchrun's processes
@@ -55,7 +59,7 @@ def agreed(what: str, choose: Callable[[], str]) -> str:
     key = "ILVR_" + re.sub(r"\W", "_", what).upper()
     if key in os.environ:
         return os.environ[key]
-    outside = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1
+    outside = max(config.trainer.get("num_nodes") or 1, *(int(os.environ.get(n, "1")) for n in SEVERAL)) > 1
     if not outside:
         chosen = choose()
     elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -68,7 +72,9 @@ def agreed(what: str, choose: Callable[[], str]) -> str:
             store.set(entry, choose())
         chosen = store.get(entry).decode()
     else:
-        raise UserError(f"{what} cannot be found by processes that were started from outside; give it")
+        raise UserError(
+            f"{what}: processes that were started apart have nowhere to agree on it; give {what.partition('=')[0]}"
+        )
     os.environ[key] = chosen
     return chosen
 

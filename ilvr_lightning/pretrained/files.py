@@ -1,8 +1,11 @@
 """Files of weights: opened without executing anything, read by memory map, never held twice."""
 
+import functools
+import io
 import json
 import math
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -10,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -140,6 +143,7 @@ def read_content(path: Path) -> Any:
                     raise ValueError("an archive whose entries lie over one another")
         elif OLD_MAGIC not in start:
             raise ValueError("of no format that torch or safetensors write")
+        _check_pickles(path, identity_of(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles, which are refused
             # By its content: torch goes by the suffix, and takes every .safetensors for one.
@@ -163,6 +167,55 @@ def read_content(path: Path) -> Any:
         raise UserError(f"{path} is no checkpoint, or a damaged one ({first_line(error)})") from None
 
 
+@functools.lru_cache(maxsize=4)
+def _check_pickles(path: Path, identity: Identity) -> None:
+    """Raise a ValueError for tuples that hold each other so often that to hash them, as keys, would never end.
+
+    Args:
+        path: of a checkpoint of torch's, old or new.
+        identity: a file that has changed is looked through again.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            pickles = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl")]
+            for pickled in pickles:
+                _check_pickle(pickled)
+    else:
+        with path.open("rb") as file:
+            for _ in range(4):  # magic number, version, system, content
+                _check_pickle(file)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    stack: list[int] = []
+    """How many items each value holds, those of its tuples' tuples among them; 0 is a mark."""
+    memo: dict[Any, int] = {}
+    for code, argument, _ in pickletools.genops(file):
+        before = [kind.name for kind in code.stack_before] if code.name != "MEMOIZE" else []
+        if "mark" in before:
+            at = len(stack) - 1 - stack[::-1].index(0)
+            held = stack[at + 1 :]
+            del stack[at - before.index("mark") :]
+        else:
+            at = len(stack) - len(before)
+            held = stack[at:]
+            del stack[at:]
+        if code.name.startswith("TUPLE"):
+            stack.append(1 + sum(held))
+        elif code.name == "DUP":
+            stack += held * 2
+        elif "GET" in code.name:
+            stack.append(memo[argument])
+        elif code.name != "MEMOIZE":
+            stack += [0 if kind.name == "mark" else 1 for kind in code.stack_after]
+        if "PUT" in code.name or code.name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        if stack and stack[-1] > MOST_ITEMS:
+            raise ValueError("a tuple of tuples without end")
+
+
+MOST_ITEMS = 1_000_000
+"""Of a tuple, with those of the tuples in it."""
 BROKEN = (
     RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
     AssertionError, RecursionError, SafetensorError, zipfile.BadZipFile, zlib.error,
