@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ilvr_lightning.cli import announce, command, speak_for_yourself
+from ilvr_lightning.cli import announce, command, is_lightnings, process_rank, speak_for_yourself
 from ilvr_lightning.config import Config
 from ilvr_lightning.configure import describe, load_config, to_yaml
 
@@ -54,6 +54,8 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.whole import remove_partials, write_safely
 
     quiet()
+    if is_lightnings() and process_rank():
+        speak_for_yourself()  # what the first process has passed may still go wrong here
     resume = resume_checkpoint(config, name)
     before, step = (None, None) if resume is None else resumable(resume)
     config = with_precision(config, before)

@@ -14,8 +14,10 @@
 
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
-srun --kill-on-bad-exit=1 python train.py "$@" resume=auto \
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python train.py "$@" resume=auto \
     trainer.devices="$SLURM_NTASKS_PER_NODE" trainer.num_nodes="$SLURM_NNODES"
 status=$?
-if [ $status -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+case $status in  # 138 and 143: SIGUSR1 or SIGTERM came before the training began
+    75 | 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
+esac
 exit $status

@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from ilvr_lightning.config import Config
 from ilvr_lightning.configure import flatten, to_yaml
 from ilvr_lightning.events import Events
-from ilvr_lightning.stopping import stop_callback
+from ilvr_lightning.stopping import ends_epoch, stop_callback
 
 if TYPE_CHECKING:
     from ilvr_lightning.module import DDPM
@@ -91,8 +91,7 @@ def images_at_once(trainer: pl.Trainer, batch_size: int, most: int) -> int:
 
 def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether this micro-batch is the last of its step."""
-    last: bool = trainer.is_last_batch
-    return last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return ends_epoch(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class TrainingLog(Callback):
@@ -135,8 +134,7 @@ class TrainingLog(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        last: bool = trainer.is_last_batch
-        due = last or step % getattr(trainer, "log_every_n_steps", 1) == 0
+        due = ends_epoch(trainer) or step % getattr(trainer, "log_every_n_steps", 1) == 0
         if not due or step == self._logged_step or not step_done(trainer, batch_idx):
             return
         self._logged_step = step

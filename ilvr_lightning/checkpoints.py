@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ilvr_lightning.callbacks import step_done
 from ilvr_lightning.errors import Stopped
+from ilvr_lightning.stopping import ends_epoch, validates
 from ilvr_lightning.whole import write_safely
 
 
@@ -72,7 +73,9 @@ class Checkpoints(Checkpoint):
         self.last: float | None = None
         self._saved_step = -1
         self._validated_step = -1
+        self._has_validated = False
         self._epoch_end_due = False
+        self._overdue = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "last": self.last, "epoch_end_due": self._epoch_end_due}
@@ -94,8 +97,12 @@ class Checkpoints(Checkpoint):
         self._saved_step = checkpoint["global_step"]
         loops = checkpoint["loops"]["fit_loop"]
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
-        if lost := batches["current"]["processed"] % trainer.accumulate_grad_batches:
-            batches["current"].update(dict.fromkeys(batches["current"], batches["current"]["processed"] - lost))
+        before = checkpoint["hyper_parameters"]["config"]["trainer"].get("accumulate_grad_batches") or 1
+        parts, current = trainer.accumulate_grad_batches, batches["current"]
+        if current["processed"] % before or before != parts:
+            behind = 0 if current["processed"] % before else current["processed"] - current["completed"]
+            done = current["processed"] // before * parts
+            current.update({**dict.fromkeys(current, done), "completed": done - behind})
         if checkpoint["callbacks"].get(self.state_key, {}).get("epoch_end_due"):
             # As Lightning leaves them where the first batch of a validation fails: it then validates, and goes on.
             validation = loops["epoch_loop.val_loop.batch_progress"]
@@ -108,18 +115,24 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        last: bool = trainer.is_last_batch  # the epoch's end saves
-        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_step
-        if due and not last and step_done(trainer, batch_idx):
+        if not step_done(trainer, batch_idx) or ends_epoch(trainer):  # where the epoch's end saves
+            return
+        due = self._overdue or trainer.global_step % self.every_n_steps == 0
+        # Lightning would take a validation that follows for done: the next step saves.
+        self._overdue = due and validates(trainer, batch_idx)
+        if due and not self._overdue and trainer.global_step != self._saved_step:
             self._save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated_step = trainer.global_step
+        self._has_validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = float(trainer.callback_metrics.get("val/loss", math.nan))
-        self.last = loss if math.isfinite(loss) else None
-        self._validated_step = -1
+        loss = math.nan
+        if self._has_validated:
+            loss = float(trainer.callback_metrics.get("val/loss", math.nan))
+            self.last = loss if math.isfinite(loss) else None
+        self._validated_step, self._has_validated = -1, False
         # The best one first: a run that is killed between the two goes on from before, and saves it again.
         if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best = loss
@@ -133,16 +146,18 @@ class Checkpoints(Checkpoint):
         self._epoch_end_due = trainer.validating or self._validated_step == trainer.global_step
         if self._epoch_end_due or self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._saved_step == trainer.global_step:
             print(
                 f"\nstopped at step {trainer.global_step} and saved; go on with: "
                 f"python train.py {self.folder.parent / 'config.yaml'} resume={self.folder / 'last.ckpt'}"
             )
+        elif trainer.is_global_zero:
+            print(f"\nstopped at step {trainer.global_step}, which could not be saved; {self.saved}")
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        check = getattr(trainer.lightning_module, "check_finite", None)
-        if check is not None:
-            check()
+        for name_of_check in ("check_finite", "check_weights"):
+            if (check := getattr(trainer.lightning_module, name_of_check, None)) is not None:
+                check()
         for logger in trainer.loggers:
             logger.save()  # what is logged must not be behind what is saved
         trainer.save_checkpoint(self.folder / name)

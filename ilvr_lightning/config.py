@@ -372,5 +372,5 @@ def portable(plain: dict[str, Any]) -> dict[str, Any]:
 
 def data_set_name(path: str) -> str:
     """A data set's path as it may be told: the last part alone of one that only this machine has."""
-    elsewhere = path.startswith(("/", "~", ".")) or "\\" in path or path[1:2] == ":"
+    elsewhere = path.startswith(("/", "~", ".", "file:")) or "\\" in path or path[1:2] == ":"
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if elsewhere else path

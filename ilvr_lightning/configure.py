@@ -83,9 +83,9 @@ def check_plain(values: Any) -> None:
         if count > MOST_NODES or level > MOST_LEVELS:
             raise UserError(f"{name} is nested too deeply, or has too many values")
         if isinstance(node, dict):
-            if not all(isinstance(child, str) for child in node):
-                raise UserError(f"{name} has a key that is no text")
-            left += [(f"{key[:100]}.{child[:100]}", level + 1, value) for child, value in node.items()]
+            if not all(isinstance(child, str | int) for child in node):
+                raise UserError(f"{name} has a key that is neither text nor a whole number")
+            left += [(f"{key[:100]}.{str(child)[:100]}", level + 1, value) for child, value in node.items()]
         elif isinstance(node, list | tuple):
             left += [(key, level + 1, value) for value in node]
         elif isinstance(node, str) and len(node) > LONGEST_TEXT:
@@ -102,7 +102,7 @@ def to_yaml(plain: dict[str, Any]) -> str:
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of nested dicts."""
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

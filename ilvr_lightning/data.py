@@ -1,6 +1,7 @@
 """HFImageDataModule: images from the Hugging Face Hub, a folder or Parquet, as (B, C, H, W) in [-1, 1]."""
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import BrokenImageError, Pixels, from_tensor, to_tensor
 from ilvr_lightning.references import Reference, find_images, read_references
 from ilvr_lightning.source import Rows, fitted_pixels, open_splits
+from ilvr_lightning.stopping import STATUS
 from ilvr_lightning.streaming import Shards, StreamBatches, open_shards, stream_order
 
 Batch = dict[str, Tensor]
@@ -164,6 +166,12 @@ def collate(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
     return {"image": torch.stack(images), "index": torch.tensor(indices), "broken": torch.tensor(broken)}
 
 
+def _leave_signals(worker: int) -> None:
+    """A signal to the whole group is the main process's to answer: it ends its workers itself."""
+    for number in STATUS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def collate_pinned(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
     """The same in memory that a GPU copies from."""
     return {name: value.pin_memory() for name, value in collate(samples).items()}
@@ -292,6 +300,7 @@ class HFImageDataModule(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals,
             pin_memory=torch.cuda.is_available(),
             **options,
         )

@@ -1,10 +1,12 @@
 """TensorBoard's event files over crashes: no half record, nothing twice, and a full disk ends no run by itself."""
 
+import errno
 import shutil
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
+EVENTS = "events.out.tfevents.*"
 ROOM = 2**16
 """Bytes that must be free before a disk that was full is tried again."""
 
@@ -21,7 +24,8 @@ class Events(TensorBoardLogger):
 
     Args:
         folder: the run's.
-        resumed_step: the step that the run goes on from; what was logged past it is purged, since it comes again.
+        resumed_step: the step that the run goes on from, None from its beginning; what was logged past it is purged,
+            since it comes again.
         on_full_disk: what events that cannot be written do: end the run, or be lost with a warning.
     """
 
@@ -29,7 +33,9 @@ class Events(TensorBoardLogger):
         self, folder: Path, resumed_step: int | None = None, on_full_disk: Literal["stop", "continue"] = "stop"
     ) -> None:
         # TensorBoard drops what stands at the step given and after it.
-        purge: dict[str, Any] = {} if resumed_step is None else {"purge_step": resumed_step + 1}
+        purge: dict[str, Any] = {}
+        if any(Path(folder).glob(EVENTS)):
+            purge = {"purge_step": 0 if resumed_step is None else resumed_step + 1}
         super().__init__(folder, name="", version="", default_hp_metric=False, **purge)
         self.first_step = resumed_step or 0
         self.on_full_disk = on_full_disk
@@ -56,6 +62,16 @@ class Events(TensorBoardLogger):
             self._is_full = True
             reason = f"events could not be written ({error.strerror}); they go on in a new file when there is room"
             warnings.warn(reason, stacklevel=2)
+
+    @contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        """A file that the run can do without: a full disk is warned of, where it is not to end the run."""
+        try:
+            yield
+        except OSError as error:
+            if self.on_full_disk == "stop" or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            warnings.warn(f"{what} could not be written ({error.strerror})", stacklevel=3)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -89,7 +105,7 @@ def mend_events(folder: Path) -> None:
 
     A record is its length (8 bytes), a checksum (4), the event, a checksum (4).
     """
-    for path in folder.glob("events.out.tfevents.*"):
+    for path in folder.glob(EVENTS):
         size, end = path.stat().st_size, 0
         with path.open("r+b") as file:
             while len(header := file.read(12)) == 12:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,16 @@ class ILVRGrid(Callback):
         self.batch_size = batch_size
         self._drawn_step = -1
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn_step": self._drawn_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._drawn_step = state_dict["drawn_step"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the grid that the run was stopped at."""
         n, step = self.every_n_steps, trainer.global_step
-        if n and step and step % n == 0 and trainer.strategy.broadcast(not self._file(step).exists()):
+        if n and step and step % n == 0:
             self._draw(trainer, pl_module)
 
     def on_train_batch_end(
@@ -92,11 +99,11 @@ class ILVRGrid(Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.references or trainer.global_step == self._drawn_step:
             return
-        self._drawn_step = trainer.global_step
         with sampling_weights(trainer, pl_module) as averaged:
             tiles = self._sample(trainer, pl_module)
         if trainer.is_global_zero:
             self._write(trainer, tiles, "EMA" if averaged else "raw weights")
+        self._drawn_step = trainer.global_step
 
     def _file(self, step: int) -> Path:
         return self.folder / f"step_{step:07d}.png"
@@ -170,8 +177,10 @@ class ILVRGrid(Callback):
         columns.append(Column(label="unconditional", rows=unconditional))
         title = f"step {trainer.global_step}, {weights}, {self.plan.sampler} {self.plan.num_steps} steps"
         sheet = draw_grid(columns, title)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_safely(self._file(trainer.global_step), functools.partial(sheet.save, format="PNG"))
+        file, logger = self._file(trainer.global_step), trainer.logger
+        with logger.surviving(file.name) if isinstance(logger, Events) else nullcontext():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_safely(file, functools.partial(sheet.save, format="PNG"))
         if isinstance(trainer.logger, Events):
             step = trainer.global_step
             free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]

@@ -128,7 +128,7 @@ def decoded(source: Path | bytes, use: Callable[[Image.Image], Decoded]) -> Deco
                     image.draft(None, (image.width // 2, image.height // 2))  # a JPEG
                 with _no_words if isinstance(image, TiffImageFile) else contextlib.nullcontext():
                     image.load()
-                return use(_reduced(image))
+                return use(_upright(_reduced(image)))
     except (FileNotFoundError, UserError):
         raise
     except Exception as error:  # Pillow's decoders raise anything from struct.error to IndexError on damaged files
@@ -187,6 +187,15 @@ def _reduced(image: Image.Image) -> Image.Image:
         small.paste(strip.convert(made).reduce(by), (0, top // by))
     small.info = info
     return small
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture, turned as its EXIF says, if that can be read."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # whatever else is in it
+        image.info.pop("exif", None)
+    return image
 
 
 STRIP = 2**20

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from ilvr_lightning.cli import is_lightnings
+from ilvr_lightning.errors import INTERRUPTED, REQUEUE
 
 GRACE = 3.0
 """Seconds in which a process whose fellow has died may still end by itself, and say why."""
@@ -26,6 +27,9 @@ class RankWatch(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         started: Sequence[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", ())
         if started:
+            for thread in threading.enumerate():  # Lightning's own kills this process without a word
+                if thread.name == "child-process-observer":
+                    thread._child_processes = []  # type: ignore[attr-defined]
             threading.Thread(target=_watch_children, args=(started,), daemon=True).start()
         elif is_lightnings() and trainer.local_rank > 0:
             threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
@@ -45,7 +49,7 @@ def _watch_children(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     time.sleep(GRACE)
     for process in processes:
         process.kill()
-    os._exit(1)
+    os._exit(status if status in (REQUEUE, INTERRUPTED) else 1)
 
 
 def _watch_parent(parent: int) -> None:

@@ -28,6 +28,8 @@ HEADROOM = 1.5
 """What a step takes at its peak, over what it keeps for the backward pass: work space, gradients of activations."""
 USED = 0.85
 """Share of the free memory that a training may take."""
+MOST = 2**20
+"""More images at once than these are not asked for."""
 LARGEST = 256
 """The batch that auto stops at: larger ones train worse for the time they take."""
 
@@ -36,17 +38,19 @@ def images_that_fit(module: "DDPM", trainer: pl.Trainer) -> int:
     """How many images of a training batch the memory of this rank's device holds, at least 0.
 
     Args:
-        module: on the CPU or its device, its weights are left alone.
+        module: is moved to the device; its weights are left alone.
         trainer: whose precision and device count.
     """
+    device = trainer.strategy.root_device
+    module.to(device)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    free = free_memory(trainer.strategy.root_device) / (1 if module.device.type == "cuda" else trainer.num_devices)
-    room = free * USED - COPIES * weights
-    return max(0, int(room / (HEADROOM * bytes_an_image(module, trainer))))
+    kept = bytes_an_image(module, trainer)
+    free = free_memory(device) / (trainer.num_devices if device.type == "cpu" else 1)
+    return int(min(MOST, max(0.0, (free * USED - COPIES * weights) / (HEADROOM * kept))))
 
 
 def bytes_an_image(module: "DDPM", trainer: pl.Trainer) -> int:
-    """What autograd keeps of one image (C, H, W) in the trainer's precision; the same on every device."""
+    """What autograd keeps of one image (C, H, W), in the trainer's precision, where the module is."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, int] = {}
 
@@ -72,7 +76,8 @@ def free_memory(device: torch.device) -> float:
     limits = [_entry("/proc/meminfo", "MemAvailable:") * 1024]
     with contextlib.suppress(OSError, ValueError):  # of a container
         most = float(Path("/sys/fs/cgroup/memory.max").read_text())
-        limits.append(most - float(Path("/sys/fs/cgroup/memory.current").read_text()))
+        taken = float(Path("/sys/fs/cgroup/memory.current").read_text())
+        limits.append(most - taken + _entry("/sys/fs/cgroup/memory.stat", "inactive_file "))  # which is given back
     with contextlib.suppress(ImportError, OSError, ValueError):  # ulimit -v
         import resource
 

@@ -143,6 +143,20 @@ class DDPM(pl.LightningModule):
             f"on from the last good checkpoint: {getattr(self.trainer.checkpoint_callback, 'saved', 'there is none')}"
         )
 
+    def check_weights(self) -> None:
+        """Stop the run if a weight is not finite, whose losses were; called before anything is saved.
+
+        Raises:
+            FloatingPointError: says what was saved before.
+        """
+        if not bool(torch.stack([p.isfinite().all() for p in self.parameters()]).all()):
+            raise FloatingPointError(
+                f"the weights are not finite at step {self.trainer.global_step}, though the losses were: a gradient "
+                f"overflowed. Lower optim.lr ({self.config.optim.lr:g}), set optim.grad_clip, or train in "
+                "trainer.precision=32-true; resume=auto goes on from the last good checkpoint: "
+                f"{getattr(self.trainer.checkpoint_callback, 'saved', 'there is none')}"
+            )
+
     def pop_losses(self) -> dict[str, float]:
         """Mean losses over all ranks since the last call: of the last step, and by quartile of t."""
         sums = self._summed(torch.cat([self._step_sums[None], self._quartile_sums])).tolist()

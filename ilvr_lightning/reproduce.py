@@ -47,6 +47,12 @@ def reproduce(args: argparse.Namespace) -> int:
     if target.exists() and not args.overwrite:
         raise UserError(f"--out: {target} is there already; give another folder, or --overwrite")
 
+    pixels, trained = old.shape[0] * old.shape[1], loaded.image_shape[1] * loaded.image_shape[2]
+    if pixels > 64 * trained:
+        raise UserError(
+            f"--reproduce: {source} is of {old.shape[0]}x{old.shape[1]} pixels, far more than its network's "
+            f"{loaded.image_shape[1]}x{loaded.image_shape[2]}; give a picture that sample.py wrote"
+        )
     plan = plan_of(recipe)
     fitting_shape(loaded, shape[1:], as_tuple(plan.factor) if reference else [], plan)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -60,17 +66,24 @@ def reproduce(args: argparse.Namespace) -> int:
     job = Job(reference=reference, setting=setting if reference else None, sample=recipe.sample, recipe=recipe,
               file=source.name)  # fmt: skip
     # Convolutions may round differently in a batch of another size.
-    new = from_tensor(module.predict_step([job] * recipe.batch_size))[0]
-    made = replace(recipe, **module.conditions(recipe.batch_size))
+    batch = min(recipe.batch_size, max(1, MOST_PIXELS // pixels))
+    new = from_tensor(module.predict_step([job] * batch))[0]
+    made = replace(recipe, **module.conditions(batch))
     write_whole(target, lambda path: to_image(new).save(path, "PNG", pnginfo=recipe_info(made)))
     difference = int(np.abs(to_pixels(read_image(target)).astype(int) - old).max())
     verdict = "identical" if difference == 0 else f"at most {difference} of 255 apart"
     print(f"{target}: {verdict}")
     if device.type != recipe.device:
         print(f"it was made on {recipe.device}, which is not here; another kind of device draws other noise")
+    if batch != recipe.batch_size:
+        print(f"it was made in a batch of {recipe.batch_size}, now in one of {batch}; the last digits may differ")
     if made.compiled != recipe.compiled:
         print("it was made by a compiled network, which rounds otherwise")
     return 0
+
+
+MOST_PIXELS = 2**20
+"""Of a batch: 16 images of 256 px."""
 
 
 def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:

@@ -11,7 +11,6 @@ from ilvr_lightning.cli import announce
 from ilvr_lightning.config import Config
 from ilvr_lightning.errors import UserError
 
-
 SEVERAL = ("WORLD_SIZE", "SLURM_NTASKS")
 """What tells of several processes that Lightning did not start."""
 
@@ -109,8 +108,12 @@ def resume_checkpoint(config: Config, name: str) -> Path | None:
         return path
     known = run_name(config)
     root = root_of(config) / name / (known or "")
-    found = newest_whole(root)
+    if known is not None:
+        found = newest_whole(root)
+    else:  # another run may save meanwhile
+        found = Path(chosen) if (chosen := agreed("resume", lambda: str(newest_whole(root) or ""), config)) else None
     if found is None and known is None:
+        forget_agreements()
         raise UserError(f"resume=auto: there is no checkpoint under {root}; leave resume out to start a run")
     if found is None:
         announce(f"resume       auto: {root} has no checkpoint yet, the run starts")
@@ -118,13 +121,14 @@ def resume_checkpoint(config: Config, name: str) -> Path | None:
 
 
 def newest_whole(root: Path) -> Path | None:
-    """The newest checkpoint under a folder that reads back whole, a run's best.ckpt where its last.ckpt does not."""
+    """The newest run's last.ckpt under a folder, its best.ckpt where that does not read back whole, and so on."""
     from ilvr_lightning.checkpoints import is_whole
 
-    for path in _by_time(root, "checkpoints/*.ckpt"):
-        if path.name in ("last.ckpt", "best.ckpt"):
-            if is_whole(path):
-                return path
+    folders = dict.fromkeys(path.parent for path in _by_time(root, "checkpoints/*.ckpt"))
+    for path in (folder / name for folder in folders for name in ("last.ckpt", "best.ckpt")):
+        if is_whole(path):
+            return path
+        if path.exists():
             announce(f"resume       auto: {path} is damaged; an earlier one is taken")
     return None
 

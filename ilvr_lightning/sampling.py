@@ -1,15 +1,12 @@
 """What sample.py runs: sampling as a LightningModule, what is to be made as a data module, files as a callback."""
 
 import functools
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +22,7 @@ from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.diffusion.samplers import SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.errors import REQUEUE, Stopped, UserError
+from ilvr_lightning.errors import Stopped, UserError
 from ilvr_lightning.hardware import Compiled, for_sampling
 from ilvr_lightning.images import from_tensor, to_image
 from ilvr_lightning.jobs import Job, Jobs, trajectory_files
@@ -195,8 +192,6 @@ class SampleWriter(Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ILVRSampler)
         speak_for_yourself()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _stop)  # Lightning's own waits for an end of fitting
         rank, world = trainer.global_rank, trainer.world_size
         if rank == 0:
             remove_partials(self.folder)
@@ -278,10 +273,6 @@ class SampleWriter(Callback):
                 self.missing += 1
             else:
                 yield entry
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(REQUEUE)
 
 
 def estimate(seconds: float, evaluations: int) -> str:

@@ -185,6 +185,10 @@ def trainer_from(settings: dict[str, Any], **ours: Any) -> pl.Trainer:
         raise UserError(f"the Trainer refuses its settings (trainer.*): {error}") from None
 
 
+KNOWN = (UserError, FloatingPointError)
+"""What says for itself what is wrong."""
+
+
 def most_processes() -> int:
     """Of one run on the CPU: more than processors gain nothing, but show that the result does not depend on them."""
     return 2 * (os.cpu_count() or 1)
@@ -198,7 +202,8 @@ def blamed_on_settings(error: Exception, resume: Path | None = None) -> Exceptio
         resume: the checkpoint that it went on from, if it made no step since.
     """
     elsewhere = LOST_RANK.search(str(error)) or is_out_of_memory(error)
-    if resume is not None and not (elsewhere or isinstance(error, UserError | OSError | FloatingPointError)):
+    damage = ValueError | KeyError | TypeError | AttributeError | IndexError | RuntimeError | ArithmeticError
+    if resume is not None and not elsewhere and isinstance(error, damage) and not isinstance(error, KNOWN):
         what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         return UserError(f"resume={resume}: its state of training is damaged, or does not fit the settings ({what})")
     trace = error.__traceback__

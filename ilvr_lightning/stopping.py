@@ -33,6 +33,7 @@ class StopOnSignal(Callback):
     def __init__(self) -> None:
         self._asked = 0
         self._at_once = False
+        self._validated_step = -1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -67,8 +68,10 @@ class StopOnSignal(Callback):
 
     @contextmanager
     def at_once(self, trainer: pl.Trainer) -> Iterator[None]:
-        """A stretch that changes nothing: a single process need not wait for its end."""
-        self._at_once = trainer.world_size == 1
+        """A stretch that changes nothing: a single process need not wait for its end, if it is done again on resume."""
+        self._listen()
+        again = not ends_epoch(trainer) or self._validated_step == trainer.global_step
+        self._at_once = trainer.world_size == 1 and again and not is_finished(trainer)
         try:
             if self._at_once and self._asked:
                 raise Stopped(self._asked)
@@ -85,17 +88,20 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        last: bool = trainer.is_last_batch
-        # The last step is answered in its validation, or with the epoch whole.
-        if not last and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        # A step before a validation is answered in it; the last one there, or with the epoch whole.
+        done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if done and not ends_epoch(trainer) and not validates(trainer, batch_idx):
             self._answer(trainer)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and not is_finished(trainer):
             self._answer(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._answer(trainer)
@@ -112,6 +118,25 @@ class StopOnSignal(Callback):
         """Every picture is kept as soon as it is made: nothing need be waited for."""
         self._listen()
         self._at_once = True
+        if self._asked:
+            raise Stopped(self._asked)
+
+
+def ends_epoch(trainer: pl.Trainer) -> bool:
+    """Whether the step that is done is its epoch's last, by the data or by trainer.max_steps."""
+    last: bool = trainer.is_last_batch
+    return last or is_finished(trainer)
+
+
+def is_finished(trainer: pl.Trainer) -> bool:
+    """Whether trainer.max_steps are done; a run that is resumed from there does nothing any more."""
+    return trainer.global_step == trainer.max_steps
+
+
+def validates(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a validation follows this micro-batch (trainer.val_check_interval)."""
+    every = trainer.val_check_batch
+    return isinstance(every, int) and (batch_idx + 1) % every == 0
 
 
 def stop_callback(trainer: pl.Trainer) -> StopOnSignal | None:

@@ -11,8 +11,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_training_that_is_killed_ends_as_one_left_alone(tmp_path: Path) -> None:
     killed, alone = (make_recipe(tmp_path, name, epochs=30) for name in ("killed", "alone"))
-    said = kill_training(killed, kills=2, seed=0)
-    assert "it had ended" not in said[0]
+    kill_training(killed, kills=2, seed=0)
     finish("train.py", alone)
     folders = [tmp_path / "runs" / name / "run" for name in ("killed", "alone")]
     assert difference(folders[0], folders[1]) is None

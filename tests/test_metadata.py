@@ -78,6 +78,7 @@ def test_exports(target: str, run: Path, images: Path, tmp_path: Path) -> None:
         ("../someone/cats", "cats"),
         ("C:\\Users\\someone\\cats", "cats"),
         ("/data/someone/*.parquet", "*.parquet"),
+        ("file:///home/someone/x/*.parquet", "*.parquet"),
     ],
 )
 def test_name_of_a_data_set(path: str, name: str) -> None:

@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import train
+from ilvr_lightning.calibration import Calibration
 from ilvr_lightning.callbacks import EMA, TrainingLog
-from ilvr_lightning.checkpoints import Checkpoints
+from ilvr_lightning.checkpoints import Checkpoints, WholeCheckpointIO
 from ilvr_lightning.config import OptimConfig
 from ilvr_lightning.configure import load_config
 from ilvr_lightning.diffusion.denoiser import Denoiser
@@ -97,19 +98,20 @@ def signalling(owner: type, method: str, call: int, number: int) -> AbstractCont
     return at_call(owner, method, call, lambda: os.kill(os.getpid(), number))
 
 
+def crash() -> None:
+    raise LookupError
+
+
 def crashing(owner: type, method: str, call: int) -> AbstractContextManager[None]:
     """A LookupError."""
-
-    def crash() -> None:
-        raise LookupError
-
     return at_call(owner, method, call, crash)
 
 
 def assert_same_logs(a: Path, b: Path, tmp: Path) -> None:
     """As TensorBoard shows them: all starts in order, what was purged left out."""
     first, second = (as_shown(folder, tmp) for folder in (a, b))
-    for tag in ("train/loss", "train/lr", "val/loss"):
+    assert set(first.Tags()["scalars"]) == set(second.Tags()["scalars"])
+    for tag in {"train/loss", "train/lr", "val/loss"} & set(second.Tags()["scalars"]):
         assert [(e.step, e.value) for e in first.Scalars(tag)] == [(e.step, e.value) for e in second.Scalars(tag)]
     for tag in ("ilvr/grid", "samples/unconditional"):
         one, two = (log.Images(tag) for log in (first, second))
@@ -265,6 +267,100 @@ def test_control_c_saves_and_says_how_to_resume(
     assert_same_logs(folder, with_grids, tmp=recipe.parent)
 
 
+ENDS = {
+    "without validation": ("trainer.limit_val_batches=0", "trainer.max_epochs=3"),
+    "validation every other epoch": ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"),
+    "validation within the epoch": ("trainer.val_check_interval=0.5", "trainer.max_epochs=3"),
+    "by steps": ("trainer.max_steps=6", "trainer.max_epochs=-1"),
+    "by steps, at an epoch's end": ("trainer.max_steps=8", "trainer.max_epochs=-1"),
+}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize(
+    ("owner", "method", "call"),
+    [
+        (DDPM, "training_step", 2), (DDPM, "training_step", 4), (DDPM, "training_step", 6), (ILVRGrid, "_sample", 1),
+        (ILVRGrid, "_sample", 2), (DDPM, "validation_step", 2), (Calibration, "_calibrate", 1),
+    ],
+)  # fmt: skip
+def test_an_epochs_end_is_done_again(
+    owner: type, method: str, call: int, ends: str, train_run: TrainRun, recipe: Path, request: pytest.FixtureRequest
+) -> None:
+    """Whatever follows the step that a signal or a crash hits: grids, losses, gains, each once."""
+    settings = (
+        *ENDS[ends],
+        "grid.every_n_epochs=1",
+        "calibration.images=2",
+        "checkpoint.every_n_steps=2",
+        "resume=auto",
+    )
+    tag = re.sub(r"\W", "", ends)
+    alone = recipe.parent / "runs" / "tiny" / f"ends_{tag}"
+    if not alone.exists():
+        train_run(alone.name, *settings)
+    for kind, at in (
+        ("stopped", signalling(owner, method, call, signal.SIGTERM)),
+        ("crashed", crashing(owner, method, call)),
+    ):
+        name = f"ends_{tag}_{kind}_{owner.__name__}_{method}_{call}"
+        with at, contextlib.suppress(LookupError):
+            train.main([str(recipe), f"run.name={name}", *settings])
+        train_run(name, *settings)
+        assert_same_logs(alone.parent / name, alone, tmp=recipe.parent)
+        first, second = last(alone.parent / name), last(alone)
+        assert {key: equal(first[key], second[key]) for key in STATES} == dict.fromkeys(STATES, True)
+        for content in (first, second):
+            for state in content["callbacks"].values():
+                state.pop("training_seconds", None)
+        assert first["callbacks"] == second["callbacks"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
+@pytest.mark.parametrize("step", [6, 8])
+def test_resume_with_another_accumulation(
+    before: int, after: int, step: int, train_run: TrainRun, recipe: Path, straight: Path
+) -> None:
+    name = f"accumulation_{before}_{after}_{step}"
+    with signalling(DDPM, "training_step", step * before, signal.SIGTERM):
+        settings = [f"run.name={name}", "trainer.max_epochs=3", f"trainer.accumulate_grad_batches={before}"]
+        assert train.main([str(recipe), *settings]) == 75
+    folder = train_run(name, "trainer.max_epochs=3", f"trainer.accumulate_grad_batches={after}", "resume=auto")
+    assert last(folder)["global_step"] == 12
+    assert [s for s, _ in scalars(folder, "val/loss")] == [4, 8, 12]
+    one, two = (dict(scalars(f, "train/loss")) for f in (folder, straight))
+    assert one == pytest.approx(two, rel=2e-5)
+
+
+def test_resume_takes_the_last_before_the_best(train_run: TrainRun, straight: Path) -> None:
+    """A run that was killed between the two saves of an epoch's end goes on from before both."""
+    with at_call(WholeCheckpointIO, "save_checkpoint", 4, crash), pytest.raises(LookupError):  # best, last, best
+        train_run("between", "trainer.max_epochs=3")
+    folder = straight.parent / "between"
+    assert [last(folder, name)["global_step"] for name in ("best", "last")] == [8, 4]
+    train_run("between", "trainer.max_epochs=3", "resume=auto")
+    assert_same_training(folder, straight)
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last step of the second epoch has a finite loss and a gradient that is not."""
+    calls = itertools.count(1)
+
+    def clip(self: DDPM, *args: Any, **kwargs: Any) -> None:
+        if next(calls) == 8:
+            next(self.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
+
+    monkeypatch.setattr(DDPM, "configure_gradient_clipping", clip)
+    assert train.main([str(recipe), "run.name=overflow", "trainer.max_epochs=2"]) == 1
+    error = capsys.readouterr().err
+    folder = recipe.parent / "runs" / "tiny" / "overflow"
+    assert "the weights are not finite at step 8" in error
+    assert f"last good checkpoint: {folder}/checkpoints/last.ckpt holds step 4" in error
+    assert last(folder)["global_step"] == 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_notice_of_a_scheduler(number: signal.Signals, train_run: TrainRun, recipe: Path, straight: Path) -> None:
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
@@ -407,7 +503,8 @@ def test_full_disk_may_be_waited_for(recipe: Path, small_disk: Path, straight: P
         at_call(DDPM, "training_step", 10, (small_disk / "ballast").unlink),
         pytest.warns(UserWarning, match=r"last.ckpt could not be written at step 8 .*last.ckpt holds step 4"),
     ):
-        assert train.main(on_disk(recipe, small_disk, "checkpoint.on_full_disk=continue")) == 0
+        settings = ("checkpoint.on_full_disk=continue", "grid.every_n_epochs=1")
+        assert train.main(on_disk(recipe, small_disk, *settings)) == 0
     folder = small_disk / "tiny" / "full"
     first, second = last(folder), last(straight)
     assert {key: equal(first[key], second[key]) for key in STATES} == dict.fromkeys(STATES, True)

@@ -101,7 +101,7 @@ class SamplingPlan:
             )
         for gain in (g for gains in per_image(self.octave_gains) for g in gains):
             if not isinstance(gain, int | float) or not 0.5 <= gain <= 2:
-                raise ValueError(f"sampling.octave_gains must be numbers between 0.5 and 2: got {gain}")
+                raise ValueError(f"sampling.octave_gains must be between 0.5 and 2: got {gain}")
             if gain != 1 and any(n < 1 or n & (n - 1) for n in as_tuple(self.factor)):
                 raise ValueError(f"sampling.octave_gains are for factors that are powers of two: got {self.factor}")
         for name in ("factor", "condition_to", "condition_from"):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 MAX_CHANNELS, MAX_LEVELS, MAX_BLOCKS = 16384, 12, 64
 """Beyond any network that is trained."""
+MAX_FEATURES = 2**28
+"""Numbers of one image's first feature maps: a gigabyte of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,13 @@ class UNetConfig:
         return count
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise a ValueError that says what to give unless the levels divide the size."""
+        """Raise a ValueError that says what to give unless the levels divide the size, and one image fits in memory."""
+        most = MAX_FEATURES * self.patch_size**2 // self.channels
+        if height * width > most:
+            raise ValueError(
+                f"data.image_size must be of at most {most:,} pixels for model.channels={self.channels}: "
+                f"got {height}x{width}"
+            )
         multiple = self.patch_size * 2 ** (len(self.channel_mult) - 1)
         if height % multiple or width % multiple:
             raise ValueError(

@@ -238,7 +238,7 @@ def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> F
         return recognise(path / "model.safetensors", weights, overrides)
     folder = diffusers.network_folder(path)
     if folder is not None:
-        diffusers.describe(folder, overrides)  # says so if it is another kind of model
+        _named(folder, lambda: diffusers.describe(folder, overrides))  # says so if it is another kind of model
         file = diffusers.weights_file(folder)
         return _diffusers(folder, state_dict_of(file, read_content(file), weights), overrides)
     files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
@@ -246,7 +246,7 @@ def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> F
 
 
 def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None) -> Found:
-    description = diffusers.describe(folder, overrides)
+    description = _named(folder, lambda: diffusers.describe(folder, overrides))
     names = functools.partial(diffusers.names, config=description.model, words=diffusers.words_of(state.shapes))
     files = [state.path, folder / "config.json", diffusers_scheduler.scheduler_file(folder)]
     return Found(

@@ -31,13 +31,13 @@ calibration: {{images: 3}}
 checkpoint: {{every_n_steps: 3}}
 run: {{name: run}}
 resume: auto
-trainer: {{max_epochs: {epochs}, default_root_dir: {root}, accelerator: cpu, precision: 32-true, log_every_n_steps: 1,
-          enable_progress_bar: false, enable_model_summary: false}}
+trainer: {{max_epochs: -1, max_steps: {steps}, default_root_dir: {root}, accelerator: cpu, precision: 32-true,
+          log_every_n_steps: 1, enable_progress_bar: false, enable_model_summary: false}}
 """
 
 
 def make_recipe(folder: Path, name: str, epochs: int) -> Path:
-    """A recipe that trains a tiny network on 18 pictures for so many epochs of four steps, a grid after each."""
+    """A recipe that trains a tiny network on 18 pictures for so many epochs of four steps, and two steps."""
     images = folder / "images"
     if not images.exists():
         images.mkdir(parents=True)
@@ -45,7 +45,7 @@ def make_recipe(folder: Path, name: str, epochs: int) -> Path:
         for number, picture in enumerate(pixels):
             Image.fromarray(picture).save(images / f"{number:02}.png")
     path = folder / f"{name}.yaml"
-    path.write_text(RECIPE.format(data=images, root=folder / "runs", epochs=epochs))
+    path.write_text(RECIPE.format(data=images, root=folder / "runs", steps=4 * epochs + 2))
     return path
 
 
@@ -88,11 +88,14 @@ def kill_at(argv: Sequence[object], under_way: str, seconds: float, moment: Call
     return alive
 
 
-def kill_training(recipe: Path, kills: int, seed: int, extra: Sequence[str] = ()) -> list[str]:
+def kill_training(recipe: Path, kills: int, seed: int) -> list[str]:
     """Kill a training so often, every other time while a file is being written; then let it end.
 
     Returns:
         A line a kill: when, and which step was saved.
+
+    Raises:
+        AssertionError: it had ended before the last one.
     """
     generator, said = random.Random(seed), []
     folder = recipe.parent / "runs" / recipe.stem / "run"
@@ -102,12 +105,13 @@ def kill_training(recipe: Path, kills: int, seed: int, extra: Sequence[str] = ()
         if kill % 2:
             old = {path: path.stat().st_mtime_ns for path in folder.rglob(".*.partial")}
             moment = functools.partial(writes, folder, old)
-        alive = kill_at(["train.py", recipe, *extra], "^watch ", seconds, moment)
+        alive = kill_at(["train.py", recipe], "^watch ", seconds, moment)
         at = "while a file was written" if moment else f"after {seconds:.2f} s"
         saved = folder / "checkpoints" / "last.ckpt"
         step = torch.load(saved, weights_only=True)["global_step"] if saved.exists() else 0
-        said.append(f"kill {kill + 1:2}: {at}{'' if alive else ' (it had ended)'}; step {step} is saved")
-    finish("train.py", recipe, *extra)
+        said.append(f"kill {kill + 1:2}: {at}; step {step} is saved")
+        assert alive, f"it had ended before this: {said[-1]}"
+    finish("train.py", recipe)
     return said
 
 
@@ -122,10 +126,15 @@ def writes(folder: Path, old: Mapping[Path, int]) -> bool:
 
 def difference(a: Path, b: Path) -> str | None:
     """What two runs' folders differ in: weights, average, optimizer, schedules, logs, grids; None for nothing."""
-    one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (a, b))
-    for key in ("global_step", "epoch", "state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
-        if not equal(one[key], two[key]):
-            return f"{key} of last.ckpt"
+    for name in ("last.ckpt", "best.ckpt"):
+        one, two = (torch.load(f / "checkpoints" / name, weights_only=True) for f in (a, b))
+        for content in (one, two):
+            for state in content["callbacks"].values():
+                state.pop("training_seconds", None)
+        weights = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
+        for key in ("global_step", "epoch", *weights, "callbacks"):
+            if not equal(one[key], two[key]):
+                return f"{key} of {name}"
     first, second = (EventAccumulator(str(f), size_guidance={"images": 0, "scalars": 0}).Reload() for f in (a, b))
     for tag in ("train/loss", "train/lr", "train/grad_norm", "val/loss"):
         if [(e.step, e.value) for e in first.Scalars(tag)] != [(e.step, e.value) for e in second.Scalars(tag)]:
