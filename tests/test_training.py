@@ -498,12 +498,12 @@ def test_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
 
 def test_full_disk_may_be_waited_for(recipe: Path, small_disk: Path, straight: Path) -> None:
     """Full in the second epoch, free in the third: the run goes on meanwhile."""
+    settings = ("checkpoint.on_full_disk=continue", "grid.every_n_epochs=1")
     with (
         at_call(DDPM, "training_step", 6, lambda: fill(small_disk)),
         at_call(DDPM, "training_step", 10, (small_disk / "ballast").unlink),
         pytest.warns(UserWarning, match=r"last.ckpt could not be written at step 8 .*last.ckpt holds step 4"),
     ):
-        settings = ("checkpoint.on_full_disk=continue", "grid.every_n_epochs=1")
         assert train.main(on_disk(recipe, small_disk, *settings)) == 0
     folder = small_disk / "tiny" / "full"
     first, second = last(folder), last(straight)
