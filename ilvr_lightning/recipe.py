@@ -132,7 +132,7 @@ def plan_of(recipe: Recipe) -> SamplingPlan:
             if not _is_of(values[name], hint):
                 raise ValueError(f"{name} is of another type: got {values[name]!r:.80}")
         return SamplingPlan(**values)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise UserError(f"the recipe's plan is not of this version: {error}") from None
 
 

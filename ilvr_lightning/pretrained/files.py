@@ -141,6 +141,8 @@ def read_content(path: Path) -> Any:
                     raise ValueError("a compressed archive, which torch does not write")
                 if sum(entry.file_size for entry in entries) > path.stat().st_size:
                     raise ValueError("an archive whose entries lie over one another")
+                if any(e.filename.endswith("data.pkl") and e.file_size > MOST_PICKLED for e in entries):
+                    raise ValueError(f"more than {MOST_PICKLED} bytes beside its tensors")
         elif OLD_MAGIC not in start:
             raise ValueError("of no format that torch or safetensors write")
         _check_pickles(path, identity_of(path))
@@ -189,11 +191,12 @@ def _check_pickles(path: Path, identity: Identity) -> None:
 def _check_pickle(file: IO[bytes]) -> None:
     stack: list[int] = []
     """How many items each value holds, those of its tuples' tuples among them; 0 is a mark."""
+    marks: list[int] = []
     memo: dict[Any, int] = {}
     for code, argument, _ in pickletools.genops(file):
         before = [kind.name for kind in code.stack_before] if code.name != "MEMOIZE" else []
         if "mark" in before:
-            at = len(stack) - 1 - stack[::-1].index(0)
+            at = marks.pop()
             held = stack[at + 1 :]
             del stack[at - before.index("mark") :]
         else:
@@ -207,13 +210,18 @@ def _check_pickle(file: IO[bytes]) -> None:
         elif "GET" in code.name:
             stack.append(memo[argument])
         elif code.name != "MEMOIZE":
+            marks += [len(stack)] if code.name == "MARK" else []
             stack += [0 if kind.name == "mark" else 1 for kind in code.stack_after]
+        while marks and marks[-1] >= len(stack):
+            marks.pop()
         if "PUT" in code.name or code.name == "MEMOIZE":
             memo[len(memo) if argument is None else argument] = stack[-1]
         if stack and stack[-1] > MOST_ITEMS:
             raise ValueError("a tuple of tuples without end")
 
 
+MOST_PICKLED = 4_000_000
+"""Bytes of names and values in a checkpoint; a thousand weights and an optimizer's take a tenth of it."""
 MOST_ITEMS = 1_000_000
 """Of a tuple, with those of the tuples in it."""
 BROKEN = (
