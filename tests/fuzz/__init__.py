@@ -1,0 +1,1 @@
+"""Bad inputs by the thousand, each through a command's main: python -m tests.fuzz."""
