@@ -216,9 +216,11 @@ def _culprit(layers: Sequence[DictConfig]) -> str:
             alone = OmegaConf.create({})
             OmegaConf.update(alone, key, value)
             try:
-                OmegaConf.merge(_structured(), alone)
+                OmegaConf.to_object(OmegaConf.merge(_structured(), alone))
             except (OmegaConfBaseException, TypeError, ArithmeticError, AttributeError, RecursionError):
                 return key
+            except ValueError:
+                continue  # of settings that do not fit each other
     return "a setting"
 
 

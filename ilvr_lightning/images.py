@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,32 +43,6 @@ class BrokenImageError(UserError):
     """A file that claims to be an image and is none."""
 
 
-class _NoWarnings:
-    """Pillow's warnings (of odd metadata, of sizes that are no bomb yet) ignored, by any number of threads at once.
-
-    warnings.catch_warnings is one thread's: two that overlap leave the filters of the one to the other.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._caught = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._caught.__exit__(None, None, None)
-
-
 class _NoWords:
     """libtiff, which writes what it dislikes to the process's standard error, silenced; for one thread at a time."""
 
@@ -91,7 +66,7 @@ class _NoWords:
         self._lock.release()
 
 
-_no_warnings, _no_words = _NoWarnings(), _NoWords()
+_no_words = _NoWords()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of a file is in the exception
 
 
@@ -114,13 +89,11 @@ def decoded(source: Path | bytes, use: Callable[[Image.Image], Decoded]) -> Deco
     Raises:
         BrokenImageError: it cannot be decoded, or would take too much memory.
     """
+    _hush_pillow()
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise OSError("it is no file")  # a pipe or a device, which may never end
-        with (
-            _no_warnings,
-            Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image,
-        ):
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _check_size(image)
             pixels = image.width * image.height
             with _one_large if pixels > LARGE else contextlib.nullcontext():
@@ -137,6 +110,18 @@ def decoded(source: Path | bytes, use: Callable[[Image.Image], Decoded]) -> Deco
         if not isinstance(error, UnidentifiedImageError):
             reason = str(error).partition("\n")[0] or type(error).__name__
         raise BrokenImageError(f"{name} cannot be read as an image: {reason}") from error
+
+
+PILLOWS_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+def _hush_pillow() -> None:
+    """Ignore what Pillow warns of (odd metadata, sizes that are no bomb yet), in all threads and from now on.
+
+    catch_warnings would lose the warnings of the other threads meanwhile, and put back their filters.
+    """
+    if tuple(warnings.filters[:1]) != (PILLOWS_WARNINGS,):
+        warnings.filterwarnings("ignore", module=PILLOWS_WARNINGS[3].pattern)
 
 
 _one_large = threading.Lock()
@@ -190,11 +175,10 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture, turned as its EXIF says, if that can be read."""
-    try:
+    """The picture, turned as its EXIF says, if that can be read; what else is in it may be broken, and is dropped."""
+    with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # whatever else is in it
-        image.info.pop("exif", None)
+    image.info.pop("exif", None)
     return image
 
 

@@ -61,7 +61,7 @@ def reproduce(args: argparse.Namespace) -> int:
     if recipe.compiled:
         module.compile_sampling()
     if recipe.threads:
-        torch.set_num_threads(recipe.threads)
+        torch.set_num_threads(min(recipe.threads, MOST_THREADS))
     (setting,) = settings_of(plan.resolved(loaded.schedule.num_timesteps), [as_tuple(plan.factor)[0]])
     job = Job(reference=reference, setting=setting if reference else None, sample=recipe.sample, recipe=recipe,
               file=source.name)  # fmt: skip
@@ -82,6 +82,8 @@ def reproduce(args: argparse.Namespace) -> int:
     return 0
 
 
+MOST_THREADS = 256
+"""OpenMP ends the process where it cannot start as many as it is told to."""
 MOST_PIXELS = 2**20
 """Of a batch: 16 images of 256 px."""
 

@@ -5,12 +5,13 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ilvr_lightning import images
 from ilvr_lightning.errors import UserError
@@ -256,12 +257,32 @@ def test_grid_of_greyscale_tiles() -> None:
     assert sheet.getpixel((20, 60)) == (70, 70, 70)
 
 
-def test_threads_that_read_at_once_leave_the_warnings_as_they_were() -> None:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(data, "PNG")
-    before = list(warnings.filters)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: read_image(data.getvalue()), range(400)))
-    assert list(warnings.filters) == before
-    with pytest.warns(UserWarning, match="still heard"):
-        warnings.warn("still heard", stacklevel=1)
+def with_a_broken_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x010E] = "a description longer than an offset, which is elsewhere"
+    return encoded(Image.new("RGB", (8, 8)), exif=exif.tobytes()[:20])
+
+
+def test_what_pillow_warns_of_is_not_heard() -> None:
+    broken = with_a_broken_exif()
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(broken)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(broken)
+
+
+def test_other_warnings_are_heard_while_threads_read() -> None:
+    here, go_on = Event(), Event()
+
+    def use(image: Image.Image) -> None:
+        here.set()
+        assert go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(images.decoded, with_a_broken_exif(), use)
+        assert here.wait(60)
+        with pytest.warns(UserWarning, match="still heard"):
+            warnings.warn("still heard", stacklevel=1)
+        go_on.set()
+        reading.result()
