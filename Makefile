@@ -41,7 +41,7 @@ test: test-env
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 museum: test-env
 	$(PYTHON) -m tests.museum
