@@ -20,9 +20,10 @@ from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import BrokenImageError, Pixels, from_tensor, to_tensor
 from ilvr_lightning.references import Reference, find_images, read_references
+from ilvr_lightning.shards import Shards, open_shards
 from ilvr_lightning.source import Rows, fitted_pixels, open_splits
 from ilvr_lightning.stopping import STATUS
-from ilvr_lightning.streaming import Shards, StreamBatches, open_shards, stream_order
+from ilvr_lightning.streaming import StreamBatches, stream_order
 
 Batch = dict[str, Tensor]
 PADDING = -1

@@ -12,7 +12,7 @@ from ilvr_lightning.diffusion.plan import as_tuple
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.jobs import Job, settings_of
-from ilvr_lightning.outputs import SUBFOLDER
+from ilvr_lightning.pictures import SUBFOLDER
 from ilvr_lightning.pretrained.load import file_sha256, load_denoiser, recognise
 from ilvr_lightning.recipe import Recipe, plan_of, read_recipe, recipe_info
 from ilvr_lightning.references import Reference

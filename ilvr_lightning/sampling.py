@@ -27,7 +27,8 @@ from ilvr_lightning.hardware import Compiled, for_sampling
 from ilvr_lightning.images import from_tensor, to_image
 from ilvr_lightning.jobs import Job, Jobs, trajectory_files
 from ilvr_lightning.manifest import Entry, Growth, RankManifest, merge, rank_path
-from ilvr_lightning.outputs import Indices, Output, Pictures, remove_partials
+from ilvr_lightning.outputs import Output
+from ilvr_lightning.pictures import Indices, Pictures, remove_partials
 from ilvr_lightning.pretrained.load import LoadedDenoiser
 from ilvr_lightning.references import Reference, masks_of
 from ilvr_lightning.sheets import Grid, grids_of

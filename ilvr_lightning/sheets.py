@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from ilvr_lightning.grid import low_pass_pixels, reference_columns
 from ilvr_lightning.images import Column, Pixels, draw_grid, read_image, to_pixels
 from ilvr_lightning.jobs import Job, Setting
-from ilvr_lightning.outputs import Pictures
+from ilvr_lightning.pictures import Pictures
 from ilvr_lightning.recipe import plan_of, read_text
 from ilvr_lightning.whole import write_whole
 

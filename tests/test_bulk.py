@@ -14,13 +14,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sample
-from ilvr_lightning import outputs
+from ilvr_lightning import outputs, pictures
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.images import to_image
 from ilvr_lightning.jobs import MOST_PICTURES, Jobs, make_jobs
 from ilvr_lightning.manifest import Growth, merge, rank_path
-from ilvr_lightning.outputs import Pictures
+from ilvr_lightning.pictures import Pictures
 from ilvr_lightning.recipe import read_recipe
 from ilvr_lightning.references import References
 from ilvr_lightning.whole import write_safely
@@ -153,7 +153,7 @@ def test_large_runs_use_subfolders(
     asked = ["--unconditional"] if unconditional else ["--factor", 2, "--ref", *references]
     small = run(*asked, "--num-samples", 2)
     kept = len(made(small))
-    monkeypatch.setattr(outputs, "FLAT", 7)
+    monkeypatch.setattr(pictures, "FLAT", 7)
     capsys.readouterr()
     large = run(*asked, "--num-samples", 8)  # what the small run made counts, and stays
     assert f"{kept} already there" in capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_full_disk(
         saved += 1
         return Full() if saved == 4 else to_image(pixels)
 
-    monkeypatch.setattr(outputs, "to_image", nearly_full)
+    monkeypatch.setattr(pictures, "to_image", nearly_full)
     out = run(*asked, status=1)
     assert "the disk is full" in capsys.readouterr().err
     assert not list(out.rglob("*.partial"))
