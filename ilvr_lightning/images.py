@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -198,17 +198,28 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integers or floats as greyscale of 8 bits; white is 65535, or the least of 1 and 255 that no value is above."""
+    """Integers or floats as greyscale of 8 bits; white is 65535, or the least of 1 and 255 that no value is above.
+
+    NaN is black.
+    """
     highest = 65535
     if not image.mode.startswith("I;16"):
-        most = image.getextrema()[1]
-        highest = next((white for white in (1, 255) if most <= white), 65535)  # type: ignore[operator]  # one band
+        most = max(values.max() for _, values in _strips(image))
+        highest = next((white for white in (1, 255) if most <= white), 65535)
     made = Image.new("L", image.size)
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), dtype=np.float64)
+    for top, values in _strips(image):
         made.paste(Image.fromarray(np.clip(np.rint(values * (255 / highest)), 0, 255).astype(np.uint8)), (0, top))
     return made
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The values of one band, NaN as 0, some rows at a time; the first of them."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            values = np.asarray(strip, dtype=np.float64)
+        yield top, np.where(np.isnan(values), 0, values)
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:

@@ -83,12 +83,17 @@ def test_dark_picture_of_16_bits_stays_dark() -> None:
     ("values", "expected"),
     [
         (np.array([[0.0, 0.2, 1.0]], dtype=np.float32), [0, 51, 255]),
+        (np.array([[0.0, np.nan, -np.inf, 1.0]], dtype=np.float32), [0, 0, 0, 255]),
+        (np.array([[0x7FA00000, 0x3F800000]], dtype=np.uint32).view(np.float32), [0, 255]),  # a signalling NaN
         (np.array([[0, 51, 255]], dtype=np.int32), [0, 51, 255]),
         (np.array([[0, 13107, 65535]], dtype=np.int32), [0, 51, 255]),
     ],
 )
 def test_integers_and_floats(values: Any, expected: list[int]) -> None:
-    assert to_pixels(read_image(encoded(Image.fromarray(values), "TIFF")))[0, :, 1].tolist() == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = read_image(encoded(Image.fromarray(values), "TIFF"))
+    assert to_pixels(read)[0, :, 1].tolist() == expected
 
 
 def test_cmyk_jpeg() -> None:
