@@ -14,6 +14,7 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.schedule import make_schedule
+from ilvr_lightning.errors import UserError
 from ilvr_lightning.hardware import Compiled, match_layout
 from ilvr_lightning.models.unet import UNet
 
@@ -128,6 +129,7 @@ class DDPM(pl.LightningModule):
 
         Raises:
             FloatingPointError: names the first such step, its row, and what was saved before.
+            UserError: it was not from the first step on, with the weights that init_from gave.
         """
         found = [self._first_bad.tolist()]
         if self.trainer.world_size > 1:
@@ -135,6 +137,11 @@ class DDPM(pl.LightningModule):
         step, place = min(((step, place) for step, place in found if step >= 0), default=(-1, -1))
         if step < 0:
             return
+        if step == 0 and self.config.init_from is not None:
+            raise UserError(
+                f"init_from={self.config.init_from}: with its weights the loss is not finite before any training; the "
+                f"file is damaged, or its weights are too large for trainer.precision={self.trainer.precision}"
+            )
         rows = self.trainer.datamodule.rows_of(step)  # type: ignore[attr-defined]
         raise FloatingPointError(
             f"the loss was not finite at step {step}, first at row {rows[place]} of the training split (of the batch's "

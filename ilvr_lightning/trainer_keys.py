@@ -53,8 +53,9 @@ WHOLE_TRAINER_KEYS = {
 """Of these the Trainer finds out late, or never; each with its least value."""
 
 
-SWITCHES = ("enable_progress_bar", "enable_model_summary", "benchmark", "detect_anomaly", "sync_batchnorm", "barebones")
-"""Of these the Trainer takes any value for true."""
+SWITCHES = ("detect_anomaly", "sync_batchnorm", "barebones")
+SWITCHES_WITH_DEFAULT = ("enable_progress_bar", "enable_model_summary", "benchmark")
+"""Of these the Trainer takes any value for true; the latter may be null, which stands for its own choice."""
 
 
 def check_trainer(settings: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ def check_trainer(settings: dict[str, Any]) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
         if value is not None and not whole:
             raise ValueError(f"trainer.{key} must be a whole number, at least {lowest}: got {value!r}")
-    for key in SWITCHES:
-        value = settings.get(key)
-        if value is not None and not isinstance(value, bool):
+    for key in (*SWITCHES, *SWITCHES_WITH_DEFAULT):
+        value = settings.get(key, False)
+        if not isinstance(value, bool) and (value is not None or key in SWITCHES):
             raise ValueError(f"trainer.{key} must be true or false: got {value!r}")

@@ -54,6 +54,8 @@ refused = functools.partial(commands.refused, train.main)
         ("model.attention_resolutions=[3]", "model.attention_resolutions must be heights of the levels, 8: got 3"),
         ("optim.betas=[0.9]", "optim.betas: TupleConfig length 1"),
         ("trainer.val_check_interval=1000", "the Trainer refuses its settings (trainer.*)"),
+        ("trainer.detect_anomaly=null", "trainer.detect_anomaly must be true or false: got None"),
+        ("trainer.enable_progress_bar=maybe", "trainer.enable_progress_bar must be true or false: got 'maybe'"),
     ],
 )  # fmt: skip
 def test_bad_setting(
@@ -142,6 +144,14 @@ def test_checkpoint_of_another_network(recipe: Path, trained: Path, capsys: pyte
     for key in ("init_from", "resume"):
         error = refused(capsys, str(recipe), f"{key}={path}", "model.channels=16", "run.name=other_network")
         assert "does not fit the network" in error
+
+
+def test_weights_that_overflow(recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    state["state_dict"] = {name: value * 1e30 for name, value in state["state_dict"].items()}
+    torch.save(state, tmp_path / "large.ckpt")
+    error = refused(capsys, str(recipe), f"init_from={tmp_path / 'large.ckpt'}", "run.name=overflows")
+    assert "large.ckpt: with its weights the loss is not finite before any training" in error
 
 
 def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -347,7 +347,9 @@ class Sandbox:
         if case.program == "sample":
             ours = {os.path.normpath(self.work / name) for name in case.files}
             pictures = [p for p in self.out.rglob("*") if p.suffix in (".png", ".parquet", ".npz")]
-            pictures = [p for p in pictures if p.is_file() and p.parent.name != "references" and str(p) not in ours]
+            # Copies of the references lie beside the manifest, in a folder of that name.
+            copies = {p.parent / "references" for p in self.out.rglob("manifest.jsonl")}
+            pictures = [p for p in pictures if p.is_file() and p.parent not in copies and str(p) not in ours]
             for path in [p for p in pictures if p.suffix == ".png"][:4]:
                 with Image.open(path) as image:
                     image.load()
