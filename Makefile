@@ -34,7 +34,7 @@ demo: demo-env
 		--ref data/references/photo_cat.png data/references/field_*.png data/references/painting_*re*.png
 	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 trainer.default_root_dir=samples/demo/runs $(TRAIN)
 	@echo
-	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch: samples/demo/runs/toon32/*/grids/"
+	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch, after which it still draws noise: samples/demo/runs/toon32/*/grids/"
 	@echo "TensorBoard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
 
 test: test-env

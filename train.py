@@ -58,6 +58,8 @@ def train(config: Config, name: str) -> None:
         speak_for_yourself()  # what the first process has passed may still go wrong here
     resume = resume_checkpoint(config, name)
     before, step = (None, None) if resume is None else resumable(resume)
+    if resume is not None:
+        announce(f"resume       {resume}, step {step}")
     config = with_precision(config, before)
     folder = run_folder(config, name, resume)
     make_writable(root_of(config), "trainer.default_root_dir")
@@ -70,7 +72,6 @@ def train(config: Config, name: str) -> None:
         initialise(module.network, resume, say=lambda line: None)  # a check that its network is this one
     elif config.init_from is not None:
         initialise(module.network, config.init_from, config.diffusion, config.init_remake_head, announce)
-    make_writable(folder / "checkpoints", "trainer.default_root_dir")
     grid, on_full_disk, stop = config.grid, config.checkpoint.on_full_disk, StopOnSignal()
     trainer = trainer_from(
         config.trainer,
@@ -96,6 +97,8 @@ def train(config: Config, name: str) -> None:
             Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps, on_full_disk),
         ],
     )
+    data.check_shares(trainer)
+    make_writable(folder / "checkpoints", "trainer.default_root_dir")
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(module)  # before a checkpoint is read into it, and the average is copied
     for_training(module.network, device)
@@ -115,20 +118,25 @@ def train(config: Config, name: str) -> None:
             f"watch        tensorboard --logdir {folder} --samples_per_plugin images=1000",
             flush=True,
         )
-    data.check_shares(trainer)
     speak_for_yourself()
     try:
         with stop.listening():
             fit = functools.partial(trainer.fit, module, datamodule=data, ckpt_path=resume, weights_only=True)
             within_memory(fit, module, trainer)
     except Exception as error:
+        if trainer.global_step > (step or 0):
+            announce("")  # ends the progress bar's line
         raise blamed_on_settings(error, resume if trainer.global_step <= (step or 0) else None) from None
     finally:
         forget_agreements()
     if trainer.is_global_zero:
-        loss = float(trainer.callback_metrics.get("val/loss", "nan"))
+        loss = trainer.callback_metrics.get("val/loss")
+        if trainer.global_step == step:
+            how = ", nothing was left to do"
+        else:
+            how = ", not validated" if loss is None else f", val/loss {float(loss):.4f}"
         print(
-            f"done         step {trainer.global_step}, val/loss {loss:.4f}\n"
+            f"done         step {trainer.global_step}{how}\n"
             f"sample       python sample.py --ref PICTURE --ckpt {folder / 'checkpoints' / 'last.ckpt'}"
         )
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,13 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ilvr_lightning.callbacks import images_at_once, sampling_weights
-from ilvr_lightning.diffusion.denoiser import Denoise
+from ilvr_lightning.diffusion.denoiser import Denoise, Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.evaluation.bands import octave_energies
 from ilvr_lightning.pretrained.description import Gains
+from ilvr_lightning.stopping import stop_callback
 
 if TYPE_CHECKING:
     from ilvr_lightning.module import DDPM
@@ -128,13 +130,20 @@ class Calibration(Callback):
         at_once = images_at_once(trainer, module.config.data.global_batch, 64)
         if trainer.is_global_zero:
             print(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images", flush=True)
+        stop = stop_callback(trainer)
+
+        def denoise(x: Tensor, t: Tensor) -> Prediction:
+            if stop is not None and stop.asked:
+                raise RuntimeError("stopped")
+            return module.denoiser(x, t)
+
         try:
-            with sampling_weights(trainer, pl_module):
+            with nullcontext() if stop is None else stop.at_once(trainer), sampling_weights(trainer, pl_module):
                 self.gains = calibrate_presets(
-                    module.denoiser, module.schedule, images.to(module.device), seed=self.seed, batch=at_once
+                    denoise, module.schedule, images.to(module.device), seed=self.seed, batch=at_once
                 )
             self.calibrated_at = trainer.global_step
-        except RuntimeError as error:  # out of memory, mostly: what was trained must still be saved
+        except RuntimeError as error:  # stopped, or out of memory: what was trained must still be saved
             warnings.warn(
                 f"the presets were not calibrated ({str(error).partition(chr(10))[0]:.200}); "
                 "python -m ilvr_lightning.pretrained export --calibrate does it later",

@@ -1,10 +1,11 @@
 """When a run saves and what it can go on from; a checkpoint is whole or not there."""
 
+import errno
 import math
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -71,7 +72,8 @@ class Checkpoints(Checkpoint):
         self.on_full_disk = on_full_disk
         self.best: float | None = None
         self.last: float | None = None
-        self._saved_step = -1
+        self._last_step = -1
+        self._written: tuple[Path, int] | None = None
         self._validated_step = -1
         self._has_validated = False
         self._epoch_end_due = False
@@ -86,15 +88,17 @@ class Checkpoints(Checkpoint):
     @property
     def saved(self) -> str:
         """Which checkpoint is the last that was written, in words."""
-        if self._saved_step < 0:
+        if self._written is None:
             return "nothing was saved yet"
-        return f"{self.folder / 'last.ckpt'} holds step {self._saved_step}"
+        path, step = self._written
+        return f"{path} holds step {step}"
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Have what was stopped halfway begin anew: an accumulated step, or a validation with the end of its epoch."""
-        self._saved_step = checkpoint["global_step"]
+        self._last_step = checkpoint["global_step"]
+        self._written = (Path(trainer.ckpt_path or self.folder / "last.ckpt"), self._last_step)
         loops = checkpoint["loops"]["fit_loop"]
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         before = checkpoint["hyper_parameters"]["config"]["trainer"].get("accumulate_grad_batches") or 1
@@ -120,7 +124,7 @@ class Checkpoints(Checkpoint):
         due = self._overdue or trainer.global_step % self.every_n_steps == 0
         # Lightning would take a validation that follows for done: the next step saves.
         self._overdue = due and validates(trainer, batch_idx)
-        if due and not self._overdue and trainer.global_step != self._saved_step:
+        if due and not self._overdue and trainer.global_step != self._last_step:
             self._save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -139,14 +143,22 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "best.ckpt")
         self._save(trainer, "last.ckpt")
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run must not end as if all were well where its last checkpoint could not be written."""
+        if self._last_step != trainer.global_step and trainer.global_step > 0:
+            self._give_up(trainer, errno.ENOSPC)
+
+    def _give_up(self, trainer: pl.Trainer, number: int | None) -> NoReturn:
+        raise OSError(number, f"step {trainer.global_step} could not be saved; {self.saved}", str(self.folder))
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not isinstance(exception, Stopped) or not fitting or trainer.global_step == 0:
             return
         self._epoch_end_due = trainer.validating or self._validated_step == trainer.global_step
-        if self._epoch_end_due or self._saved_step != trainer.global_step:
+        if self._epoch_end_due or self._last_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
-        if trainer.is_global_zero and self._saved_step == trainer.global_step:
+        if trainer.is_global_zero and self._last_step == trainer.global_step:
             print(
                 f"\nstopped at step {trainer.global_step} and saved; go on with: "
                 f"python train.py {self.folder.parent / 'config.yaml'} resume={self.folder / 'last.ckpt'}"
@@ -164,9 +176,10 @@ class Checkpoints(Checkpoint):
         io = trainer.strategy.checkpoint_io
         failure: OSError | None = trainer.strategy.broadcast(io.failure if isinstance(io, WholeCheckpointIO) else None)
         if failure is None:
-            self._saved_step = trainer.global_step if name == "last.ckpt" else self._saved_step
+            self._written = (self.folder / name, trainer.global_step)
+            self._last_step = trainer.global_step if name == "last.ckpt" else self._last_step
         elif self.on_full_disk == "stop":
-            raise OSError(failure.errno, f"step {trainer.global_step} could not be saved; {self.saved}", str(failure))
+            self._give_up(trainer, failure.errno)
         elif trainer.is_global_zero:
             reason = f"{name} could not be written at step {trainer.global_step} ({failure.strerror}); {self.saved}"
             warnings.warn(reason, stacklevel=2)

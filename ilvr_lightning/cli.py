@@ -43,7 +43,9 @@ def command(main: Main) -> Main:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 what = "" if error.strerror == os.strerror(error.errno) else f" ({error.strerror})"
                 return _fail(
-                    f"the disk is full{what}: free some space, or write elsewhere (--out, trainer.default_root_dir)", 1
+                    f"the disk is full{what}: free some space, or write elsewhere (train.py: trainer.default_root_dir; "
+                    "sample.py: --out)",
+                    1,
                 )
             if error.filename is not None and error.errno is not None:
                 return _fail(f"cannot write or read {str(error.filename)[:200]!r}: {error.strerror}", 2)

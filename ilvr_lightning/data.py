@@ -238,8 +238,9 @@ class HFImageDataModule(pl.LightningDataModule):
         parts = trainer.world_size * trainer.accumulate_grad_batches
         if self.config.global_batch % parts:
             raise UserError(
-                "data.batch_size is the global batch and must divide by devices x nodes x accumulation: "
-                f"got {self.config.batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}"
+                "data.batch_size is the global batch, and must be a multiple of devices x nodes x accumulation: got "
+                f"{self.config.batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}; give "
+                f"{max(parts, self.config.global_batch // parts * parts)}"
             )
         if self.train is not None and self.config.global_batch > len(self.train):
             raise UserError(_too_large(self.config.global_batch, len(self.train)))

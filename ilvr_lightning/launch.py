@@ -42,7 +42,7 @@ def _watch_children(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
     more = "; out of memory, perhaps" if status == -signal.SIGKILL else ""
     print(
-        f"\nrank {rank} {how}{more}; the run ends, the same command (train.py with resume=auto) goes on",
+        f"\nrank {rank} {how}{more}; the run ends; the same command goes on (train.py with resume=auto)",
         file=sys.stderr,
         flush=True,
     )

@@ -10,6 +10,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,7 +22,7 @@ from ilvr_lightning.images import read_image, to_pixels
 from ilvr_lightning.jobs import Jobs
 from ilvr_lightning.manifest import Entry, entries_of
 from ilvr_lightning.pictures import STAGED, Indices, Made, Pictures
-from ilvr_lightning.recipe import Recipe
+from ilvr_lightning.recipe import Recipe, read_recipe
 from ilvr_lightning.whole import write_safely
 
 Format = Literal["png", "parquet", "npz"]
@@ -70,9 +71,24 @@ def make_output(
         overwrite: what is there is made again.
         trajectory: a picture is there once its steps are drawn, too.
     """
+    if not overwrite:
+        _check_alone(folder, format)
     if format == "png":
         return Pictures(jobs, folder, overwrite, trajectory)
     return Parquet(jobs, folder, overwrite) if format == "parquet" else Npz(jobs, folder, shape, overwrite)
+
+
+def _check_alone(folder: Path, format: Format) -> None:
+    """Raise a UserError where a folder holds pictures in another format: readers would find some of them."""
+    pngs = islice(chain(folder.glob("*.png"), folder.glob("[0-9a-f][0-9a-f]*/*.png")), 100)
+    others: dict[Format, Iterator[Path]] = {
+        "png": (path for path in pngs if read_recipe(path) is not None),
+        "parquet": folder.glob("data/train-*-of-*.parquet"),
+        "npz": folder.glob("samples_*x3.npz"),
+    }
+    for other, found in others.items():
+        if other != format and (path := next(found, None)) is not None:
+            raise UserError(f"--out: {folder} holds {path.name}; give --format {other}, another --out, or --overwrite")
 
 
 class Parquet:

@@ -226,7 +226,7 @@ def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Tra
         device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if device != "cpu" and available[device] < devices:
         raise UserError(
-            f"--devices {devices} --device {device}: this machine has {available[device]}; "
+            f"--device {device}{f' --devices {devices}' if devices > 1 else ''}: this machine has {available[device]}; "
             + (f"give --devices {available[device]}" if available[device] else "give --device cpu")
         )
     processors = os.cpu_count() or 1

@@ -64,7 +64,7 @@ class StopOnSignal(Callback):
             raise Stopped(self._asked)
         if not process_rank():
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saves at the end of this step (Control-C leaves at once)\n".encode())
+            os.write(2, f"\n{name}: saves and ends (a second Control-C leaves at once)\n".encode())
 
     @contextmanager
     def at_once(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -105,6 +105,11 @@ class StopOnSignal(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._answer(trainer)
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process was."""
+        return self._asked > 0
 
     def _answer(self, trainer: pl.Trainer) -> None:
         asked = self._asked

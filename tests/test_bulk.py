@@ -1,6 +1,7 @@
 """Many pictures: lazy jobs, formats, subfolders, references of a whole data set, runs that are killed and go on."""
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -326,6 +327,15 @@ def test_pictures_are_read_without_being_decoded(run: Sample, monkeypatch: pytes
         info.add_text("ilvr_lightning", image.info["ilvr_lightning"], zip=True)  # as another program may save it
         image.save(path, pnginfo=info)
     assert read_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(("kind", "other"), itertools.permutations(["png", "parquet", "npz"], 2))
+def test_formats_do_not_mix(
+    kind: str, other: str, run: Sample, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--unconditional", "--num-samples", 2, "--format", kind)
+    asked = flags(checkpoint, tmp_path / "out", "--unconditional", "--num-samples", 3, "--format", other)
+    assert f"give --format {kind}, another --out, or --overwrite" in commands.refused(sample.main, capsys, *asked)
 
 
 def test_manifest_keeps_other_runs(run: Sample, capsys: pytest.CaptureFixture[str]) -> None:

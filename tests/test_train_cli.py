@@ -30,7 +30,7 @@ refused = functools.partial(commands.refused, train.main)
         ("ema.decay=1", "ema.decay must be in [0, 1): got 1"),
         ("data.batch_size=0", "data.batch_size must be above 0: got 0"),
         ("data.batch_size=19", "data.batch_size must be at most the number of training images, 18: got 19"),
-        ("trainer.accumulate_grad_batches=3", "data.batch_size is the global batch and must divide by"),
+        ("trainer.accumulate_grad_batches=3", "data.batch_size is the global batch, and must be a multiple of"),
         ("data.channels=4", "data.channels must be 3 or 1: got 4"),
         ("data.path=/no/such/folder", "data.path=/no/such/folder: there is no such folder or file"),
         ("grid.factors=[3]", "grid.factors must divide the image size: got factor=3 for 8 px; the nearest"),
@@ -99,6 +99,27 @@ def test_run_folder_that_cannot_be_made(recipe: Path, tmp_path: Path, capsys: py
     (tmp_path / "file").write_text("in the way")
     error = refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path / 'file' / 'runs'}")
     assert "trainer.default_root_dir: cannot write to" in error
+
+
+@pytest.mark.parametrize("override", ["trainer.accumulate_grad_batches=3", "data.batch_size=64"])
+def test_refused_before_there_is_a_folder(
+    override: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "data.batch_size" in refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path}/runs", override)
+    assert not list(tmp_path.glob("runs/tiny/*"))
+
+
+def test_what_it_goes_on_from_is_said(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained / "checkpoints" / "last.ckpt"
+    assert train.main([str(recipe), "trainer.max_epochs=2", f"resume={path}"]) == 0
+    out = capsys.readouterr().out
+    assert f"resume       {path}, step 8\n" in out
+    assert "done         step 8, nothing was left to do\n" in out
+
+
+def test_not_validated(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(recipe), "run.name=not_validated", "trainer.max_steps=2"]) == 0
+    assert "done         step 2, not validated\n" in capsys.readouterr().out
 
 
 def test_no_run_to_resume(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

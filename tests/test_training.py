@@ -304,8 +304,9 @@ def test_an_epochs_end_is_done_again(
         ("crashed", crashing(owner, method, call)),
     ):
         name = f"ends_{tag}_{kind}_{owner.__name__}_{method}_{call}"
+        status = None
         with at, contextlib.suppress(LookupError):
-            train.main([str(recipe), f"run.name={name}", *settings])
+            status = train.main([str(recipe), f"run.name={name}", *settings])
         train_run(name, *settings)
         assert_same_logs(alone.parent / name, alone, tmp=recipe.parent)
         first, second = last(alone.parent / name), last(alone)
@@ -313,6 +314,14 @@ def test_an_epochs_end_is_done_again(
         for content in (first, second):
             for state in content["callbacks"].values():
                 state.pop("training_seconds", None)
+        if kind == "stopped" and status == 0:  # all steps were done: a resumed run does nothing
+            (name,) = (name for name in first["callbacks"] if name.startswith("Calibration"))
+            left_out = first["callbacks"][name] == {"octave_gains": {}, "calibrated_at": -1}
+            assert left_out or owner is not Calibration
+            if left_out:
+                first["callbacks"][name] = second["callbacks"][name]
+        elif kind == "stopped" and owner is Calibration:
+            assert (status, ends) == (75, "validation within the epoch")
         assert first["callbacks"] == second["callbacks"]
 
 
@@ -509,6 +518,17 @@ def test_full_disk_may_be_waited_for(recipe: Path, small_disk: Path, straight: P
     first, second = last(folder), last(straight)
     assert {key: equal(first[key], second[key]) for key in STATES} == dict.fromkeys(STATES, True)
     assert [step for step, _ in scalars(folder, "val/loss")][-1] == 12
+
+
+def test_full_disk_at_the_end_is_no_success(recipe: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        at_call(DDPM, "training_step", 10, lambda: fill(small_disk)),
+        pytest.warns(UserWarning, match="last.ckpt could not be written at step 12"),
+    ):
+        assert train.main(on_disk(recipe, small_disk, "checkpoint.on_full_disk=continue")) == 1
+    said = capsys.readouterr()
+    assert re.search(r"the disk is full \(step 12 could not be saved; .*last\.ckpt holds step 8\)", said.err)
+    assert "done" not in said.out
 
 
 @pytest.mark.parametrize("cut", [1, 5, 12, 17, 30])

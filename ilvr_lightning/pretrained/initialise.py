@@ -55,7 +55,7 @@ def initialise(
     if ours.learn_sigma != theirs.model.learn_sigma:
         if not remake_head:
             raise UserError(
-                f"init_from: {path} has model.learn_sigma={str(theirs.model.learn_sigma).lower()}; give that, or "
+                f"{path} has model.learn_sigma={str(theirs.model.learn_sigma).lower()}; give that, or "
                 "init_remake_head=true to keep its output layer's part for the mean alone"
             )
         head = "pixels.out" if network.pixels is not None else "out"
@@ -110,9 +110,7 @@ def _differences(network: UNet, theirs: Description, path: str | Path) -> list[s
     if theirs.image_shape[0] != network.image_channels:
         settings_to_give.append(f"data.channels={theirs.image_shape[0]}")
     if settings_to_give:
-        raise UserError(
-            f"init_from: {path} ({theirs.kind}) does not fit the network; give {' '.join(settings_to_give)}"
-        )
+        raise UserError(f"{path} ({theirs.kind}) does not fit the network; give {' '.join(settings_to_give)}")
     return notes
 
 
