@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message + "; see --help")
+        of_no_flag = message.startswith("unrecognized arguments: ") and " -" not in message
+        raise UserError(f"{message}; {'a picture is given by --ref' if of_no_flag else 'see --help'}")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:

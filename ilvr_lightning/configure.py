@@ -39,7 +39,9 @@ def load_config(arguments: Sequence[str], default: str | Path | None = None) -> 
     files = [a for a in arguments if "=" not in a]
     for argument in files:
         if not argument.endswith((".yaml", ".yml")):
-            raise UserError(f"{argument!r} is neither a recipe (CONFIG.yaml) nor key=value; see --help")
+            recipe = Path("configs", f"{argument[:200]}.yaml")
+            hint = f"did you mean {recipe}?" if argument.isidentifier() and recipe.is_file() else "see --help"
+            raise UserError(f"{argument!r} is neither a recipe (CONFIG.yaml) nor key=value without spaces; {hint}")
     if len(files) > 1:
         raise UserError(f"give one recipe: got {' and '.join(files)}")
     path = Path(files[0]) if files else Path(default) if default else None

@@ -104,7 +104,11 @@ def resume_checkpoint(config: Config, name: str) -> Path | None:
     if config.resume != "auto":
         path = Path(config.resume)
         if not path.is_file():
-            raise UserError(f"resume={config.resume}: there is no such checkpoint; give a .ckpt file, or auto")
+            newest = newest_checkpoint(path) if path.is_dir() else None
+            raise UserError(
+                f"resume={config.resume}: there is no such checkpoint; give "
+                + ("a .ckpt file, or auto" if newest is None else f"the newest in that folder, {newest}")
+            )
         return path
     known = run_name(config)
     root = root_of(config) / name / (known or "")

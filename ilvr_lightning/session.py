@@ -59,7 +59,14 @@ def find_checkpoint(given: str | None) -> Path:
     if given == "":
         raise UserError("--ckpt is empty; give a checkpoint, or leave it out")
     if given is not None:
-        return _shipped(given) if given in shipped_models() and not Path(given).exists() else Path(given)
+        if not re.fullmatch(r"\w{1,100}", given) or Path(given).exists():
+            return Path(given)
+        if given not in shipped_models():
+            raise UserError(
+                f"--ckpt {given}: there is no such file or folder, and the models that come with the project are "
+                f"{' and '.join(shipped_models()) or 'not here'}"
+            )
+        return _shipped(given)
     found = newest_checkpoint(Path("runs"))
     if found is None and DEFAULT_SHIPPED in shipped_models():
         found = _shipped(DEFAULT_SHIPPED)
@@ -226,7 +233,7 @@ def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Tra
         device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if device != "cpu" and available[device] < devices:
         raise UserError(
-            f"--device {device}{f' --devices {devices}' if devices > 1 else ''}: this machine has {available[device]}; "
+            f"{f'--devices {devices} ' if devices > 1 else ''}--device {device}: this machine has {available[device]}; "
             + (f"give --devices {available[device]}" if available[device] else "give --device cpu")
         )
     processors = os.cpu_count() or 1

@@ -85,7 +85,7 @@ def test_default_recipe(tmp_path: Path) -> None:
         ("grid.preset=papr", ["grid.preset must be one of fast", "got 'papr'"]),
         ("data.path=[", ["data.path could not be read", "data.path=["]),
         ("data.path=${nope.key}", ["data.path", "nope.key"]),
-        ("recipe", ["'recipe' is neither a recipe (CONFIG.yaml) nor key=value"]),
+        ("recipe", ["'recipe' is neither a recipe (CONFIG.yaml) nor key=value without spaces; see --help"]),
         ("none.yaml", ["there is no recipe none.yaml", "configs/"]),
     ],
 )

@@ -432,6 +432,8 @@ refused = functools.partial(commands.refused, sample.main)
         ("--ref data/toon:test[900:]", "it holds 500 images"),
         ("--ref a.png --out text.png/out", "--out: cannot write to"),
         ("--ref a.png --ckpt none.ckpt", "there is no checkpoint"),
+        ("--ref a.png --ckpt toon32", "the models that come with the project are animals64 and toon64"),
+        ("a.png --unconditional", "a.png; a picture is given by --ref"),
         ("--ref a.png --ckpt text.png", "text.png is no checkpoint"),
     ],
 )

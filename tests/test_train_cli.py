@@ -45,7 +45,8 @@ refused = functools.partial(commands.refused, train.main)
         ("trainer.accelerator=gpu", "trainer.*"),
         ("trainer.precision=8", "precision"),
         ("trainer.max_epochs=many", "max_epochs"),
-        ("lr", "neither a recipe (CONFIG.yaml) nor key=value"),
+        ("lr", "neither a recipe (CONFIG.yaml) nor key=value without spaces; see --help"),
+        ("toon32", "did you mean configs/toon32.yaml?"),
         ("run.name=${oc.env:HOME}", "run.name may refer to other keys alone"),
         ("run.name=../escape", "run.name must be one plain folder name: got '../escape'"),
         ("trainer.default_root_dir=null", "trainer.default_root_dir must be a folder's name"),
@@ -115,6 +116,11 @@ def test_what_it_goes_on_from_is_said(recipe: Path, trained: Path, capsys: pytes
     out = capsys.readouterr().out
     assert f"resume       {path}, step 8\n" in out
     assert "done         step 8, nothing was left to do\n" in out
+
+
+def test_folder_to_resume(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, str(recipe), f"resume={trained}")
+    assert f"give the newest in that folder, {trained / 'checkpoints' / 'last.ckpt'}" in error
 
 
 def test_not_validated(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
