@@ -115,7 +115,7 @@ def test_slurm_stops_at_its_notice_and_goes_on_when_requeued(
     said, error = job.communicate(timeout=120)
     assert job.returncode == 75, error
     assert (tmp_path / "queue").read_text() == "requeue 4711\n"
-    assert error.count("SIGUSR1: saves at the end of this step") == 1
+    assert error.count("SIGUSR1: saves and ends") == 1
     step = step_of(folder)
     assert said.count(f"stopped at step {step} and saved") == 1
     command.append(f"trainer.max_steps={step + 5}")
@@ -135,7 +135,7 @@ def test_notice_to_the_whole_group_with_workers(recipe: Path, root: str, tmp_pat
     os.killpg(process.pid, signal.SIGTERM)
     said, error = process.communicate(timeout=120)
     assert process.returncode == 75, error
-    assert error.strip() == "SIGTERM: saves at the end of this step (Control-C leaves at once)"
+    assert error.strip() == "SIGTERM: saves and ends (a second Control-C leaves at once)"
     assert f"stopped at step {step_of(folder)} and saved" in said
 
 
