@@ -1,7 +1,10 @@
 """octave_gains: what it does to a prediction, how it is set, and how it goes from training to sample.py."""
 
+import itertools
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 import sample
+import train
 from ilvr_lightning import calibration
 from ilvr_lightning.calibration import FARTHEST, calibrate
 from ilvr_lightning.diffusion.conditioning import ILVR
@@ -231,6 +235,31 @@ def test_a_failed_calibration_loses_nothing(train_run: Callable[..., Path], monk
         folder = train_run("calibration_failed", "calibration.images=3")
     loaded = load_denoiser(folder / "checkpoints" / "last.ckpt", say=None)
     assert not loaded.description.octave_gains
+
+
+def test_stopped_while_calibrating(
+    train_run: Callable[..., Path], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once; a resumed run does it again, from the same weights."""
+    settings = ("calibration.images=2", "trainer.max_epochs=1")
+    calls = itertools.count()
+
+    def signalled(*args: Any) -> Any:
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return octave_energies(*args)
+
+    alone = train_run("calibrated_alone", *settings)
+    monkeypatch.setattr(calibration, "octave_energies", signalled)
+    assert train.main([str(recipe), "run.name=calibrated_twice", *settings]) == 75
+    assert next(calls) == 2
+    folder = train_run("calibrated_twice", *settings, "resume=auto")
+    first, second = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, alone))
+    for key in ("state_dict", "current_model_state"):
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=0)
+    gains = [next(v for k, v in c["callbacks"].items() if k.startswith("Calibration")) for c in (first, second)]
+    assert gains[0] == gains[1]
+    assert gains[0]["octave_gains"]
 
 
 def test_calibration_of_a_network_that_makes_no_numbers() -> None:
