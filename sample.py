@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ilvr_lightning.arguments import parse
-from ilvr_lightning.cli import announce, command
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.runtime.command import announce, command
+from ilvr_lightning.sampling.arguments import parse
 
 if TYPE_CHECKING:
-    from ilvr_lightning.sampling import SampleWriter
+    from ilvr_lightning.sampling.writer import SampleWriter
 
 
 @command
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     args, plan = parse(argv)
     print("loading ...", flush=True)
     if args.reproduce is not None:
-        from ilvr_lightning.reproduce import reproduce
+        from ilvr_lightning.sampling.reproduce import reproduce
 
         return reproduce(args)
     return sample(args, plan)
@@ -30,16 +30,20 @@ def main(argv: Sequence[str]) -> int:
 
 def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     """Load -> jobs -> Trainer.predict -> pictures and grids; returns the exit status."""
-    from ilvr_lightning.grid import ILVRGrid
-    from ilvr_lightning.hardware import sampling_seconds, should_compile
-    from ilvr_lightning.jobs import make_jobs
-    from ilvr_lightning.launch import RankWatch
-    from ilvr_lightning.outputs import make_output
-    from ilvr_lightning.pretrained.load import load_denoiser
-    from ilvr_lightning.runs import make_writable
-    from ilvr_lightning.sampling import ILVRSampler, SampleJobs, SampleWriter
-    from ilvr_lightning.session import find_checkpoint, find_references, fitting_settings, make_trainer, use_bf16
-    from ilvr_lightning.stopping import StopOnSignal
+    from ilvr_lightning.atomic import make_writable
+    from ilvr_lightning.checkpoints.find import find_checkpoint
+    from ilvr_lightning.checkpoints.load import load_denoiser
+    from ilvr_lightning.data.references import find_references
+    from ilvr_lightning.runtime.hardware import sampling_seconds, should_compile
+    from ilvr_lightning.runtime.launch import RankWatch
+    from ilvr_lightning.runtime.signals import StopOnSignal
+    from ilvr_lightning.runtime.trainer import make_trainer, use_bf16
+    from ilvr_lightning.sampling.module import ILVRSampler, SampleJobs
+    from ilvr_lightning.sampling.outputs import make_output
+    from ilvr_lightning.sampling.requests import make_jobs
+    from ilvr_lightning.sampling.sweep import fitting_settings
+    from ilvr_lightning.sampling.writer import SampleWriter
+    from ilvr_lightning.training.grid import ILVRGrid
 
     folder = Path(args.out)
     checkpoint = find_checkpoint(args.ckpt)

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ilvr_lightning.cli import announce, command, is_lightnings, process_rank, speak_for_yourself
-from ilvr_lightning.config import Config
-from ilvr_lightning.configure import describe, load_config, to_yaml
+from ilvr_lightning.config.load import describe, load_config, to_yaml
+from ilvr_lightning.config.schema import Config
+from ilvr_lightning.runtime.command import announce, command, is_lightnings, process_rank, speak_for_yourself
 
 USAGE = """usage: python train.py [CONFIG.yaml] [key=value ...] [--print-config] [--help]
 
@@ -36,22 +36,29 @@ def train(config: Config, name: str) -> None:
     print("loading ...", flush=True)
     import lightning.pytorch as pl
 
-    from ilvr_lightning.calibration import Calibration
-    from ilvr_lightning.callbacks import EMA, TrainingLog
-    from ilvr_lightning.checkpoints import Checkpoints, WholeCheckpointIO
-    from ilvr_lightning.data import HFImageDataModule
-    from ilvr_lightning.events import Events, mend_events
-    from ilvr_lightning.grid import ILVRGrid
-    from ilvr_lightning.hardware import for_training, should_compile, with_precision
-    from ilvr_lightning.launch import RankWatch
-    from ilvr_lightning.memory import with_batch_size, within_memory
-    from ilvr_lightning.module import DDPM
-    from ilvr_lightning.pretrained.initialise import initialise
-    from ilvr_lightning.pretrained.load import resumable
-    from ilvr_lightning.runs import forget_agreements, make_writable, resume_checkpoint, root_of, run_folder
-    from ilvr_lightning.session import blamed_on_settings, quiet, trainer_from
-    from ilvr_lightning.stopping import StopOnSignal
-    from ilvr_lightning.whole import remove_partials, write_safely
+    from ilvr_lightning.atomic import make_writable, remove_partials, write_safely
+    from ilvr_lightning.checkpoints.finetune import initialise
+    from ilvr_lightning.checkpoints.load import resumable
+    from ilvr_lightning.data.datamodule import HFImageDataModule
+    from ilvr_lightning.runtime.hardware import for_training, should_compile
+    from ilvr_lightning.runtime.launch import RankWatch
+    from ilvr_lightning.runtime.signals import StopOnSignal
+    from ilvr_lightning.runtime.trainer import blamed_on_settings, quiet, trainer_from
+    from ilvr_lightning.training.calibration import Calibration
+    from ilvr_lightning.training.checkpointing import Checkpoints, WholeCheckpointIO
+    from ilvr_lightning.training.ema import EMA
+    from ilvr_lightning.training.events import Events, mend_events
+    from ilvr_lightning.training.grid import ILVRGrid
+    from ilvr_lightning.training.log import TrainingLog
+    from ilvr_lightning.training.memory import with_batch_size, within_memory
+    from ilvr_lightning.training.module import DDPM
+    from ilvr_lightning.training.run_folder import (
+        forget_agreements,
+        resume_checkpoint,
+        root_of,
+        run_folder,
+        with_precision,
+    )
 
     quiet()
     if is_lightnings() and process_rank():

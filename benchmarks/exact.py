@@ -25,7 +25,7 @@ from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
-from ilvr_lightning.evaluation.bands import bures
+from ilvr_lightning.metrics.bands import bures
 
 SCHEDULE = NoiseSchedule.linear()
 

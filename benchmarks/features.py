@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from datasets import load_dataset
 from torch import Tensor, nn
 
-from ilvr_lightning.images import convert, to_pixels, to_tensor
+from ilvr_lightning.data.images import convert, to_pixels, to_tensor
 
 WIDTH = 128
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
 from benchmarks.features import Features, features_of, load_features
-from ilvr_lightning.config import DataConfig
-from ilvr_lightning.data import HFImageDataModule, ImageRows
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.datamodule import HFImageDataModule, ImageRows
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET
-from ilvr_lightning.evaluation.bands import frechet_distance, octave_ratios
-from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.metrics.bands import frechet_distance, octave_ratios
 
 
 def images_of(rows: ImageRows, count: int) -> Tensor:

@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ilvr_lightning.arguments import parse
-from ilvr_lightning.cli import command
+from ilvr_lightning.runtime.command import command
+from ilvr_lightning.sampling.arguments import parse
 
 
 @command
@@ -21,12 +21,14 @@ def main(argv: Sequence[str]) -> int:
     args, plan = parse(argv)
     import torch
 
+    from ilvr_lightning.checkpoints.find import find_checkpoint
+    from ilvr_lightning.checkpoints.load import load_denoiser
+    from ilvr_lightning.data.images import from_tensor, to_tensor
+    from ilvr_lightning.data.references import find_references
     from ilvr_lightning.diffusion.low_pass import LowPassFilter, low_pass_factors
-    from ilvr_lightning.images import from_tensor, to_tensor
-    from ilvr_lightning.jobs import make_jobs
-    from ilvr_lightning.pretrained.load import load_denoiser
-    from ilvr_lightning.sampling import ILVRSampler
-    from ilvr_lightning.session import find_checkpoint, find_references, fitting_settings
+    from ilvr_lightning.sampling.module import ILVRSampler
+    from ilvr_lightning.sampling.requests import make_jobs
+    from ilvr_lightning.sampling.sweep import fitting_settings
 
     loaded = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override) or None)
     shape, plan, settings = fitting_settings(loaded, args, plan)

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ilvr_lightning.checkpoints.families import adm
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained import adm
 
 PUBLISHED = UNetConfig(
     channels=128,

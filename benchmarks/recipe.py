@@ -23,18 +23,18 @@ from torch import Tensor
 
 import train
 from benchmarks.features import features_of, load_features
-from ilvr_lightning.config import Config
-from ilvr_lightning.configure import load_config
-from ilvr_lightning.data import HFImageDataModule
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.config.load import load_config
+from ilvr_lightning.config.schema import Config
+from ilvr_lightning.data.datamodule import HFImageDataModule
 from ilvr_lightning.diffusion.denoiser import Denoise
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.evaluation.bands import frechet_distance, octave_ratios
-from ilvr_lightning.hardware import training_precision
-from ilvr_lightning.module import DDPM
-from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.metrics.bands import frechet_distance, octave_ratios
+from ilvr_lightning.runtime.hardware import training_precision
+from ilvr_lightning.training.module import DDPM
 
 LOG_SNR = 9.0
 LEVELS = 24

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ilvr_lightning.config import DataConfig
-from ilvr_lightning.data import HFImageDataModule
+from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.datamodule import HFImageDataModule
 
 REPEATS = 3
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.trained import rows, sample
-from ilvr_lightning.images import Column, draw_grid, from_tensor
-from ilvr_lightning.pretrained.load import load_denoiser
-from ilvr_lightning.session import find_references
+from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.data.images import from_tensor
+from ilvr_lightning.data.references import find_references
+from ilvr_lightning.visual.grids import Column, draw_grid
 
 ROWS = [
     "DDPM as released, 20", "DDPM as the paper, 20", "DDPM as the paper, 1000", "DDIM, fresh noise, 20",

@@ -41,18 +41,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.exact import SCHEDULE, solver, spectrum_1d
-from ilvr_lightning.configure import load_config
+from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.config.load import load_config
+from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.denoiser import Denoiser, Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import low_pass_matrix
 from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.hardware import Compiled, fast_bf16, for_sampling
 from ilvr_lightning.models import blocks
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained.load import load_denoiser
-from ilvr_lightning.session import find_references
+from ilvr_lightning.runtime.hardware import Compiled, fast_bf16, for_sampling
 
 DENSE_BF16 = {
     "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
@@ -381,9 +381,9 @@ def loader(args: argparse.Namespace, device: torch.device) -> Figures:
     """The share of an epoch that is spent waiting for the next batch, after the first."""
     import lightning.pytorch as pl
 
-    from ilvr_lightning.data import HFImageDataModule
-    from ilvr_lightning.hardware import training_precision
-    from ilvr_lightning.module import DDPM
+    from ilvr_lightning.data.datamodule import HFImageDataModule
+    from ilvr_lightning.runtime.hardware import training_precision
+    from ilvr_lightning.training.module import DDPM
 
     figures: Figures = []
     for recipe in ("toon32", "toon64"):

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from benchmarks.exact import solver as exact_solver
 from benchmarks.features import Features, features_of, load_features
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
-from ilvr_lightning.evaluation.bands import BandFigures, band_figures, frechet_distance, octave_ratios
-from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
-from ilvr_lightning.session import find_references
+from ilvr_lightning.metrics.bands import BandFigures, band_figures, frechet_distance, octave_ratios
 
 
 def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:

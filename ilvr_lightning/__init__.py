@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ilvr_lightning.checkpoints.load import load_denoiser as load_denoiser
     from ilvr_lightning.diffusion.conditioning import ILVR as ILVR
     from ilvr_lightning.diffusion.denoiser import Denoiser as Denoiser
     from ilvr_lightning.diffusion.denoiser import Prediction as Prediction
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from ilvr_lightning.diffusion.plan import SamplingPlan as SamplingPlan
     from ilvr_lightning.diffusion.schedule import NoiseSchedule as NoiseSchedule
     from ilvr_lightning.diffusion.schedule import respaced_timesteps as respaced_timesteps
-    from ilvr_lightning.pretrained.load import load_denoiser as load_denoiser
 
 _HOME = {
     "Denoiser": "diffusion.denoiser",
@@ -26,7 +26,7 @@ _HOME = {
     "SamplingPlan": "diffusion.plan",
     "generate": "diffusion.generate",
     "generate_steps": "diffusion.generate",
-    "load_denoiser": "pretrained.load",
+    "load_denoiser": "checkpoints.load",
     "respaced_timesteps": "diffusion.schedule",
 }
 __all__ = list(_HOME)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
 
 FOLDER = Path(__file__).parent / "golden"
 ModelName = Literal["ilvr", "improved", "adm_new_attention", "plain"]

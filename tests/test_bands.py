@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
-from ilvr_lightning.evaluation.bands import band_figures, frechet_distance, octave_ratios
+from ilvr_lightning.metrics.bands import band_figures, frechet_distance, octave_ratios
 
 LOW_PASS = LowPassFilter((16, 16), 4, orthogonal=True)
 

@@ -14,11 +14,11 @@ from benchmarks import recipe as recipes
 from benchmarks.features import WIDTH, Features, features_of, load_features
 from benchmarks.fidelity import nearest
 from benchmarks.recipe import LOG_SNR, bound
+from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.data.images import read_image
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.images import read_image
 from ilvr_lightning.models.config import UNetConfig
-from ilvr_lightning.pretrained.load import load_denoiser
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sample
-from ilvr_lightning import outputs, pictures
+from ilvr_lightning.atomic import write_safely
+from ilvr_lightning.data.images import to_image
+from ilvr_lightning.data.references import References
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import to_image
-from ilvr_lightning.jobs import MOST_PICTURES, Jobs, make_jobs
-from ilvr_lightning.manifest import Growth, merge, rank_path
-from ilvr_lightning.pictures import Pictures
-from ilvr_lightning.recipe import read_recipe
-from ilvr_lightning.references import References
-from ilvr_lightning.whole import write_safely
+from ilvr_lightning.sampling import outputs, pictures
+from ilvr_lightning.sampling.manifest import Growth, merge, rank_path
+from ilvr_lightning.sampling.pictures import Pictures
+from ilvr_lightning.sampling.recipe import read_recipe
+from ilvr_lightning.sampling.requests import MOST_PICTURES, Jobs, make_jobs
 from tests import commands
 from tests.chaos.runs import finish
 from tests.chaos.sampling import Made, command, difference, differs, kill_sampling, made, manifest
@@ -180,7 +180,7 @@ def test_broken_reference_found_late_is_left_out(
     kind: str, run: Sample, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("ilvr_lightning.references.CHECKED", 2)
+    monkeypatch.setattr("ilvr_lightning.data.references.CHECKED", 2)
     folder = tmp_path / "set"
     folder.mkdir()
     for name in ("00", "01", "02"):
@@ -206,7 +206,7 @@ def test_equal_names_of_many_references(
         (tmp_path / "set" / folder).mkdir(parents=True)
         (tmp_path / "set" / folder / "x.png").write_bytes((images / f"{source}.png").read_bytes())
     few = run("--ref", tmp_path / "set", "--factor", 2, "--num-samples", 1, out="few")
-    monkeypatch.setattr("ilvr_lightning.references.CHECKED", 2)
+    monkeypatch.setattr("ilvr_lightning.data.references.CHECKED", 2)
     many = run("--ref", tmp_path / "set", "--factor", 2, "--num-samples", 1, out="many")
     assert len(made(many)) == 3
     assert difference(made(few), made(many)) <= 1

@@ -16,16 +16,16 @@ from torch import Tensor
 
 import sample
 import train
-from ilvr_lightning import calibration
-from ilvr_lightning.calibration import FARTHEST, calibrate
+from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.diffusion.conditioning import ILVR
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.evaluation.bands import octave_energies
-from ilvr_lightning.pretrained.load import load_denoiser
+from ilvr_lightning.metrics import calibration
+from ilvr_lightning.metrics.bands import octave_energies
+from ilvr_lightning.metrics.calibration import FARTHEST, calibrate
 from tests import commands
 from tests.known import GaussianDenoiser, RecordedNoise, make_plan
 
@@ -139,9 +139,9 @@ def test_from_training_to_pictures(
     train_run: Callable[..., Path], tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from ilvr_lightning.pretrained.__main__ import main as pretrained
+    from ilvr_lightning.checkpoints.__main__ import main as pretrained
 
-    monkeypatch.setattr(calibration, "FARTHEST", 0.4)  # a network of two epochs would go to the bound everywhere
+    monkeypatch.setattr(calibration, "FARTHEST", 0.4)  # a network of two epochs would go to the bound
     folder = train_run("calibrated", "calibration.images=3", "trainer.max_epochs=2")
     last = folder / "checkpoints" / "last.ckpt"
     gains = load_denoiser(last, say=None).description.octave_gains
@@ -191,8 +191,8 @@ def test_hostile_gains_in_a_file(value: str, trained: Path, tmp_path: Path) -> N
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    from ilvr_lightning.checkpoints.export import export
     from ilvr_lightning.errors import UserError
-    from ilvr_lightning.pretrained.export import export
 
     made = tmp_path / "model.safetensors"
     export(load_denoiser(trained / "checkpoints" / "last.ckpt", say=None), "safetensors", made)
@@ -215,7 +215,7 @@ def test_bad_gain_on_the_command_line(trained: Path, images: Path, capsys: pytes
 def test_calibrating_a_checkpoint_that_is_there(
     trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ilvr_lightning.pretrained.__main__ import main as pretrained
+    from ilvr_lightning.checkpoints.__main__ import main as pretrained
 
     last, made = str(trained / "checkpoints" / "last.ckpt"), tmp_path / "model.safetensors"
     pictures = [str(path) for path in sorted(images.glob("*.png"))[:3]]
@@ -230,7 +230,7 @@ def test_a_failed_calibration_loses_nothing(train_run: Callable[..., Path], monk
     def fails(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(calibration, "calibrate_presets", fails)
+    monkeypatch.setattr("ilvr_lightning.training.calibration.calibrate_presets", fails)
     with pytest.warns(UserWarning, match=r"the presets were not calibrated \(CUDA out of memory\); .* --calibrate"):
         folder = train_run("calibration_failed", "calibration.images=3")
     loaded = load_denoiser(folder / "checkpoints" / "last.ckpt", say=None)

@@ -10,10 +10,10 @@ import yaml
 from lightning import Trainer
 
 import ilvr_lightning
-from ilvr_lightning.config import Config, DiffusionConfig
-from ilvr_lightning.configure import config_from_plain, describe, load_config, to_yaml
+from ilvr_lightning.config.load import config_from_plain, describe, load_config, to_yaml
+from ilvr_lightning.config.schema import Config, DiffusionConfig
+from ilvr_lightning.config.trainer_keys import TRAINER_KEYS
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.trainer_keys import TRAINER_KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -260,7 +260,10 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import ilvr_lightning.config, ilvr_lightning.arguments", {"torch", "numpy", "lightning", "datasets", "PIL"}),
+        (
+            "import ilvr_lightning.config.schema, ilvr_lightning.sampling.arguments",
+            {"torch", "numpy", "lightning", "datasets", "PIL"},
+        ),
         (
             "from ilvr_lightning.diffusion import conditioning, generate, loss, plan",
             {"lightning", "datasets", "omegaconf", "torchvision"},
@@ -326,4 +329,4 @@ def test_models_import_torch_and_diffusion_alone(path: Path) -> None:
 def test_omegaconf_is_imported_in_one_place() -> None:
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if any(
         name.partition(".")[0] == "omegaconf" for name in imports(path))}  # fmt: skip
-    assert users == {"configure.py"}
+    assert users == {"config/load.py"}

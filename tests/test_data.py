@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilvr_lightning.config import DataConfig
-from ilvr_lightning.data import PADDING, HFImageDataModule, ImageRows, TrainBatches, ValidationShare, collate
+from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.datamodule import PADDING, HFImageDataModule, ImageRows, collate
+from ilvr_lightning.data.images import BrokenImageError
+from ilvr_lightning.data.order import TrainBatches, ValidationShare
+from ilvr_lightning.data.sources import open_splits
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import BrokenImageError
-from ilvr_lightning.source import open_splits
 
 
 def png(value: int) -> bytes:

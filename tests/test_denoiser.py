@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ilvr_lightning.diffusion.denoiser import (
-    Denoiser,
-    PredictionType,
-    adjacent_log_variances,
-    clip_prediction,
-)
+from ilvr_lightning.diffusion.denoiser import Denoiser, PredictionType, adjacent_log_variances, clip_prediction
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.linear()

@@ -13,8 +13,8 @@ from PIL import Image
 
 import sample
 import train
-from ilvr_lightning.pretrained.export import export
-from ilvr_lightning.pretrained.load import file_sha256, load_denoiser
+from ilvr_lightning.checkpoints.export import export
+from ilvr_lightning.checkpoints.load import file_sha256, load_denoiser
 from tests import commands, golden
 
 TrainRun = Callable[..., Path]

@@ -74,7 +74,9 @@ def test_the_judge_sees_what_breaks_a_rule(sandbox: Sandbox, monkeypatch: pytest
         patch.setattr(Image, "open", lambda *_, **__: torch.ones(200_000_000) and None)
         run("takes memory", "MB")
     with monkeypatch.context() as patch:
-        patch.setattr("ilvr_lightning.cli._fail", lambda message, status: print(message, message, sep="\n") or status)
+        patch.setattr(
+            "ilvr_lightning.runtime.command._fail", lambda message, status: print(message, message, sep="\n") or status
+        )
         run("says nothing", "0 lines on stderr")
 
 

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ilvr_lightning import hardware
-from ilvr_lightning.config import Config
-from ilvr_lightning.hardware import COMPILE_SAVES, COMPILE_SECONDS, Compiled, should_compile, training_precision
+from ilvr_lightning.config.schema import Config
 from ilvr_lightning.models.blocks import attend
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
+from ilvr_lightning.runtime import hardware
+from ilvr_lightning.runtime.hardware import COMPILE_SAVES, COMPILE_SECONDS, Compiled, should_compile, training_precision
+from ilvr_lightning.training import run_folder
 from tests.conftest import TrainRun
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -103,7 +104,7 @@ def test_precision_stays_what_the_run_began_in(monkeypatch: pytest.MonkeyPatch) 
 
     def precision(given: str | None, before: Config | None) -> object:
         config = Config(trainer={} if given is None else {"precision": given})
-        return hardware.with_precision(config, before).trainer["precision"]
+        return run_folder.with_precision(config, before).trainer["precision"]
 
     assert precision(None, None) == "bf16-mixed"
     assert precision("64-true", None) == "64-true"

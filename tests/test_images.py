@@ -13,12 +13,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from ilvr_lightning import images
-from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import (
+from ilvr_lightning.data import images
+from ilvr_lightning.data.images import (
     BrokenImageError,
-    Column,
-    draw_grid,
     fit_image,
     from_tensor,
     read_image,
@@ -26,7 +23,9 @@ from ilvr_lightning.images import (
     to_pixels,
     to_tensor,
 )
-from ilvr_lightning.references import find_images, fitted, read_references
+from ilvr_lightning.data.references import find_images, fitted, read_references
+from ilvr_lightning.errors import UserError
+from ilvr_lightning.visual.grids import Column, draw_grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

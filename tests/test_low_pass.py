@@ -7,13 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.filters import nesting_error
-from ilvr_lightning.diffusion.low_pass import (
-    KERNELS,
-    LowPassFilter,
-    dct_basis,
-    low_pass_matrix,
-    resize_matrix,
-)
+from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, dct_basis, low_pass_matrix, resize_matrix
 from tests import golden
 
 ALL_KERNELS = [*KERNELS, "ideal"]

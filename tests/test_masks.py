@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.exact import SCHEDULE, spectrum_2d
-from ilvr_lightning.diffusion import gamut
-from ilvr_lightning.diffusion.gamut import with_low_band
+from ilvr_lightning.data.images import from_tensor, to_tensor
+from ilvr_lightning.data.references import as_mask, fitted, masks_of, read_references, with_mask
+from ilvr_lightning.diffusion import exact_low_band as gamut
+from ilvr_lightning.diffusion.exact_low_band import with_low_band
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, low_pass_factors
 from ilvr_lightning.diffusion.samplers import SAMPLERS
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import from_tensor, to_tensor
-from ilvr_lightning.references import as_mask, fitted, masks_of, read_references, with_mask
 from tests.known import GaussianDenoiser, make_plan
 
 DATA = spectrum_2d(32)

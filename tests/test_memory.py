@@ -11,11 +11,11 @@ import torch
 import yaml
 
 import train
-from ilvr_lightning import memory
-from ilvr_lightning.configure import load_config
-from ilvr_lightning.memory import bytes_an_image, free_memory, is_out_of_memory
-from ilvr_lightning.module import DDPM
-from ilvr_lightning.session import trainer_from
+from ilvr_lightning.config.load import load_config
+from ilvr_lightning.runtime.trainer import trainer_from
+from ilvr_lightning.training import memory
+from ilvr_lightning.training.memory import bytes_an_image, free_memory, is_out_of_memory
+from ilvr_lightning.training.module import DDPM
 from tests.commands import refused
 
 TrainRun = Callable[..., Path]

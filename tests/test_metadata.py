@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import sample
-from ilvr_lightning.config import data_set_name
-from ilvr_lightning.pretrained.__main__ import main as pretrained
+from ilvr_lightning.checkpoints.__main__ import main as pretrained
+from ilvr_lightning.config.schema import data_set_name
 
 TrainRun = Callable[..., Path]
 WORDS = ("hf_" + "k" * 34, "the-user-of-it", "the-host-it-is")

@@ -16,18 +16,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ilvr_lightning.config import Config, DataConfig, DiffusionConfig, GridConfig
+from ilvr_lightning.checkpoints.__main__ import main
+from ilvr_lightning.checkpoints.export import Options, export
+from ilvr_lightning.checkpoints.families import adm, ddim
+from ilvr_lightning.checkpoints.files import PIECES, StateDict
+from ilvr_lightning.checkpoints.finetune import initialise
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser, recognise
+from ilvr_lightning.config.schema import Config, DataConfig, DiffusionConfig, GridConfig
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.module import DDPM
-from ilvr_lightning.pretrained import adm, ddim
-from ilvr_lightning.pretrained.__main__ import main
-from ilvr_lightning.pretrained.export import Options, export
-from ilvr_lightning.pretrained.files import PIECES, StateDict
-from ilvr_lightning.pretrained.initialise import initialise
-from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser, recognise
+from ilvr_lightning.training.module import DDPM
 from tests import golden
 
 GOOGLE: dict[str, Any] = {
@@ -595,8 +595,8 @@ def test_an_export_that_fails_leaves_nothing(kind: str, tmp_path: Path, monkeypa
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ilvr_lightning.pretrained.export.save_file", fail)
-    monkeypatch.setattr("ilvr_lightning.pretrained.export.torch.save", fail)
+    monkeypatch.setattr("ilvr_lightning.checkpoints.export.save_file", fail)
+    monkeypatch.setattr("ilvr_lightning.checkpoints.export.torch.save", fail)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         export(loaded, kind, tmp_path / ("out.pt" if kind == "adm" else "out"))

@@ -17,10 +17,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sample
+from ilvr_lightning.checkpoints.export import export
+from ilvr_lightning.checkpoints.load import file_sha256, load_denoiser
+from ilvr_lightning.data.references import find_images, read_references
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
-from ilvr_lightning.pretrained.export import export
-from ilvr_lightning.pretrained.load import file_sha256, load_denoiser
-from ilvr_lightning.references import find_images, read_references
 from tests import commands
 
 Sample = Callable[..., Path]
@@ -216,8 +216,8 @@ def test_order_and_company_of_references_do_not_matter(run: Sample, references: 
 
 def test_low_band_follows_the_reference(run: Sample, references: Path) -> None:
     """The last step is conditioned with t=0, where the reference has no noise: phi(sample) is phi(reference)."""
+    from ilvr_lightning.data.images import to_tensor
     from ilvr_lightning.diffusion.low_pass import LowPassFilter
-    from ilvr_lightning.images import to_tensor
 
     out = run("--ref", references / "a.png", "--factor", 4, "--num-samples", 1, "--orthogonal", "--kernel", "box")
     low_pass = LowPassFilter((8, 8), 4, "box", True)
@@ -296,7 +296,7 @@ def test_shipped_model_where_there_is_no_run(
     export(load_denoiser(checkpoint, say=None), "safetensors", shipped / "toon64")
     export(load_denoiser(checkpoint, "raw", say=None), "safetensors", shipped / "other")
     monkeypatch.chdir(tmp_path)
-    for module in ("session", "reproduce"):
+    for module in ("checkpoints.find", "sampling.reproduce"):
         monkeypatch.setattr(f"ilvr_lightning.{module}.SHIPPED", shipped)
 
     def said(*argv: object) -> str:
@@ -484,7 +484,7 @@ def test_no_checkpoint_at_all(
     references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ilvr_lightning.session.SHIPPED", tmp_path / "data" / "pretrained")
+    monkeypatch.setattr("ilvr_lightning.checkpoints.find.SHIPPED", tmp_path / "data" / "pretrained")
     assert "--ckpt is missing, there is no run" in refused(capsys, "--ref", references / "a.png")
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import sample
+from ilvr_lightning.data.images import read_image, to_pixels, to_tensor
 from ilvr_lightning.diffusion.low_pass import low_pass_factors
-from ilvr_lightning.images import read_image, to_pixels, to_tensor
-from ilvr_lightning.trajectory import Frame, spread
+from ilvr_lightning.sampling.trajectory import Frame, spread
 from tests import commands
 
 Sample = Callable[..., Path]
@@ -169,7 +169,7 @@ def test_references_of_one_name_keep_their_grids(run: Sample, pictures: Path) ->
 
 
 def test_trajectory_of_many_steps_keeps_some(run: Sample, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ilvr_lightning.sampling.IN_ANIMATION", 5)
+    monkeypatch.setattr("ilvr_lightning.sampling.writer.IN_ANIMATION", 5)
     out = run("--ref", pictures / "a.png", "--trajectory", "--steps", 12, "--num-samples", 3, "--batch-size", 2)
     for sample_number in range(3):
         with Image.open(out / f"a_N2_{sample_number}_steps.webp") as animation:

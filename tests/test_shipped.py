@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ilvr_lightning.checkpoints.find import DEFAULT_SHIPPED, SHIPPED, shipped_models
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.generate import generate
-from ilvr_lightning.evaluation.bands import band_figures, octave_ratios
-from ilvr_lightning.pretrained.load import LoadedDenoiser, load_denoiser
-from ilvr_lightning.session import DEFAULT_SHIPPED, SHIPPED, find_references, shipped_models
+from ilvr_lightning.metrics.bands import band_figures, octave_ratios
 
 ROOT = Path(__file__).parents[1]
 DATA = {"toon64": "data/toon", "animals64": "data/animals"}

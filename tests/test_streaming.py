@@ -19,13 +19,14 @@ import pytest
 from PIL import Image
 
 import train
-from ilvr_lightning.config import DataConfig
-from ilvr_lightning.data import HFImageDataModule, collate
+from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.datamodule import HFImageDataModule, collate
+from ilvr_lightning.data.images import BrokenImageError
+from ilvr_lightning.data.order import StreamOrder
+from ilvr_lightning.data.shards import Shards, open_shards
+from ilvr_lightning.data.streaming import StreamBatches, stream_order
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.images import BrokenImageError
-from ilvr_lightning.module import DDPM
-from ilvr_lightning.shards import Shards, open_shards
-from ilvr_lightning.streaming import StreamBatches, StreamOrder, stream_order
+from ilvr_lightning.training.module import DDPM
 from tests.test_processes import scalars, start
 from tests.test_training import assert_same_training, crashing, last
 from tests.test_training import scalars as all_scalars
@@ -329,7 +330,7 @@ def test_last_rows_are_held_out_whatever_the_seed(shards: Path, monkeypatch: pyt
         assert reds(data) == [45, 46, 47, 48, 49]
         assert data.counts == "45 images to train on (streamed from 5 Parquet shards), 5 to validate on"
         assert not {45, 46, 47, 48, 49} & {row for step in range(14) for row in data.rows_of(step)}
-    monkeypatch.setattr("ilvr_lightning.shards.VALIDATION_ROWS", 2)
+    monkeypatch.setattr("ilvr_lightning.data.shards.VALIDATION_ROWS", 2)
     assert reds(module(config(shards, validation_fraction=0.1))) == [48, 49]
     reference = data.references([])[0]
     assert (reference.name, int(reference.pixels[0, 0, 0])) == ("validation_0", 45)
@@ -349,7 +350,7 @@ def test_validation_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     data = module(config(tmp_path))
     assert reds(data) == [0, 1, 2, 3, 4, 5, 6]
     assert data.train is not None and len(data.train) == ROWS
-    monkeypatch.setattr("ilvr_lightning.shards.VALIDATION_ROWS", 4)
+    monkeypatch.setattr("ilvr_lightning.data.shards.VALIDATION_ROWS", 4)
     assert reds(module(config(tmp_path))) == [0, 1, 2, 3]
     assert reds(module(config(tmp_path, split="validation", validation_split="train", batch_size=2))) == [0, 1, 2, 3]
 
@@ -453,9 +454,9 @@ def test_connection_that_breaks_off(on_hub: list[str], alone: list[list[int]], m
 
     stream = batches(config("someone/pictures"))
     monkeypatch.setattr(Shards, "_read_once", flaky)
-    monkeypatch.setattr("ilvr_lightning.shards.PAUSE", 0.0)
+    monkeypatch.setattr("ilvr_lightning.data.shards.PAUSE", 0.0)
     assert seen(stream) == alone
-    monkeypatch.setattr("ilvr_lightning.shards.RETRIES", 0)
+    monkeypatch.setattr("ilvr_lightning.data.shards.RETRIES", 0)
     with pytest.raises(UserError, match=r"memory://.*\.parquet cannot be read: the read operation timed out"):
         seen(batches(config("someone/pictures")))
 

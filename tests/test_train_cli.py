@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train
-from ilvr_lightning.configure import all_keys
+from ilvr_lightning.config.load import all_keys
 from tests import commands
 
 refused = functools.partial(commands.refused, train.main)

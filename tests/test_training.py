@@ -21,18 +21,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import train
-from ilvr_lightning.calibration import Calibration
-from ilvr_lightning.callbacks import EMA, TrainingLog
-from ilvr_lightning.checkpoints import Checkpoints, WholeCheckpointIO
-from ilvr_lightning.config import OptimConfig
-from ilvr_lightning.configure import load_config
+from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.config.load import load_config
+from ilvr_lightning.config.schema import OptimConfig
+from ilvr_lightning.data.images import fit_image, read_image, to_pixels, to_tensor
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
-from ilvr_lightning.events import Events, mend_events
-from ilvr_lightning.grid import ILVRGrid
-from ilvr_lightning.images import fit_image, read_image, to_pixels, to_tensor
-from ilvr_lightning.module import DDPM, lr_factor
-from ilvr_lightning.pretrained.load import load_denoiser
+from ilvr_lightning.training.calibration import Calibration
+from ilvr_lightning.training.checkpointing import Checkpoints, WholeCheckpointIO
+from ilvr_lightning.training.ema import EMA
+from ilvr_lightning.training.events import Events, mend_events
+from ilvr_lightning.training.grid import ILVRGrid
+from ilvr_lightning.training.log import TrainingLog
+from ilvr_lightning.training.module import DDPM, lr_factor
 from tests.chaos.runs import equal
 
 TrainRun = Callable[..., Path]
@@ -438,7 +439,7 @@ def test_loss_that_is_not_finite_ends_the_run(
             seen.append(x0[2])
         return training_losses(denoiser, x0, *args) * bad
 
-    monkeypatch.setattr("ilvr_lightning.module.training_losses", losses)
+    monkeypatch.setattr("ilvr_lightning.training.module.training_losses", losses)
     name = f"not_finite_{log_every}"
     folder = recipe.parent / "runs" / "tiny" / name
     settings = [f"run.name={name}", "trainer.max_epochs=3", f"trainer.log_every_n_steps={log_every}", "data.flip=false"]

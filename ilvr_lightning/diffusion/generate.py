@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ilvr_lightning.diffusion.conditioning import ILVR, Unconditional
 from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_prediction
-from ilvr_lightning.diffusion.gamut import with_low_band
+from ilvr_lightning.diffusion.exact_low_band import with_low_band
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
 from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, per_image

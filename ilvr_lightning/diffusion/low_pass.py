@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ilvr_lightning.diffusion.factor import check_factor
-from ilvr_lightning.diffusion.plan import as_tuple
+from ilvr_lightning.diffusion.plan import as_tuple, check_factor
 
 
 class LowPassFilter:

@@ -7,11 +7,39 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+
+def check_factor(factor: int, size: tuple[int, int], setting: str = "sampling.factor") -> None:
+    """Raise a ValueError that names the nearest factors unless factor divides every side longer than 1."""
+    sides = [side for side in size if side > 1]
+    if factor >= 1 and all(side % factor == 0 for side in sides):
+        return
+    common = math.gcd(*sides) if sides else 1
+    divisors = [n for n in range(1, common + 1) if common % n == 0]
+    nearest = [n for n in divisors if n < factor][-1:] + [n for n in divisors if n > factor][:1]
+    pixels = f"{size[0]} px" if size[0] == size[1] else f"{size[0]}x{size[1]} px"
+    verb = "the nearest that do are" if len(nearest) > 1 else "the nearest that does is"
+    raise ValueError(
+        f"{setting} must divide the image size: got factor={factor} for {pixels}; "
+        f"{verb} {' and '.join(map(str, nearest))}"
+    )
+
+
 Spacing = Literal["uniform", "quadratic", "logsnr"]
+
+
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
+
+
 Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
+
+
 Variance = Literal["auto", "small", "large", "learned"]
+
+
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
+Gains = tuple[float, ...]
+"""One gain per octave, the finest last."""
+
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": get_args(SamplerName),
@@ -192,6 +220,7 @@ class SamplingPlan:
 EVERY_TIMESTEP = 1_000_000
 """A num_steps that stands for the checkpoint's own T, whatever it is."""
 
+
 STOCHASTIC_2M: dict[str, Any] = {
     "sampler": "dpmpp_2m",
     "spacing": "logsnr",
@@ -201,12 +230,15 @@ STOCHASTIC_2M: dict[str, Any] = {
 }
 """Fresh noise in the high band, the network's own in the low: measured in docs/samplers.md."""
 
+
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {**STOCHASTIC_2M, "num_steps": 20},
     "draft": {**STOCHASTIC_2M, "num_steps": 10},
     "paper": {"num_steps": EVERY_TIMESTEP},
     "ilvr_adm": {"num_steps": 100, "reference_noise": "fresh_released", "respaced_range_t": 0},
 }
+
+
 DEFAULT_PRESET = "fast"
 """Of sample.py and of the grids."""
 

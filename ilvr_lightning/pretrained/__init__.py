@@ -1,1 +1,1 @@
-"""Checkpoints in: recognised by content, loaded strictly."""
+"""The former name of ilvr_lightning.checkpoints."""

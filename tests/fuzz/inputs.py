@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from ilvr_lightning.arguments import make_parser
-from ilvr_lightning.configure import all_keys
+from ilvr_lightning.config.load import all_keys
+from ilvr_lightning.sampling.arguments import make_parser
 
 Program = Literal["sample", "train", "pretrained"]
 Content = bytes | Callable[[Path], object]

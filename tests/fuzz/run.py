@@ -24,10 +24,10 @@ from PIL import Image
 
 import sample
 import train
+from ilvr_lightning.checkpoints import __main__ as pretrained
+from ilvr_lightning.checkpoints.families import adm
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.pretrained import __main__ as pretrained
-from ilvr_lightning.pretrained import adm
 from tests.conftest import RECIPE
 from tests.fuzz.inputs import EXECUTED, OUT, SAMPLE, SECRET, TRAIN, Case, Valid, saved
 

@@ -172,11 +172,11 @@ EXHIBITS = (
     ),
     exhibit(
         "the schedule's buffers averaged with the weights", "lucidrains/denoising-diffusion-pytorch issue 136",
-        "callbacks:EMA.__init__",
+        "training.ema:EMA.__init__",
         "use_buffers=False", "use_buffers=True",
         "test_training.py::test_checkpoint_holds_average_and_raw_weights",
         Edit(
-            function="ilvr_lightning.module:DDPM.__init__",
+            function="ilvr_lightning.training.module:DDPM.__init__",
             old="self._step_sums = torch.zeros(2)",
             new='self._step_sums = torch.zeros(2); self.register_buffer("alphas_cumprod", '
             "self.schedule.alphas_cumprod.float())",

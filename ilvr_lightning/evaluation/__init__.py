@@ -1,1 +1,0 @@
-"""How near samples are to real images, and to their references."""
