@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.command import announce, command
+from ilvr_lightning.runtime.command import command, say
 from ilvr_lightning.sampling.arguments import parse
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     """Load -> jobs -> Trainer.predict -> pictures and grids; returns the exit status."""
-    from ilvr_lightning.atomic import make_writable
+    from ilvr_lightning.atomic import check_writable
     from ilvr_lightning.checkpoints.find import find_checkpoint
     from ilvr_lightning.checkpoints.load import load_denoiser
     from ilvr_lightning.data.references import find_references
@@ -38,23 +38,23 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     from ilvr_lightning.runtime.launch import RankWatch
     from ilvr_lightning.runtime.signals import StopOnSignal
     from ilvr_lightning.runtime.trainer import make_trainer, use_bf16
-    from ilvr_lightning.sampling.module import ILVRSampler, SampleJobs
+    from ilvr_lightning.sampling.module import ILVRSampler, SampleLoader
     from ilvr_lightning.sampling.outputs import make_output
     from ilvr_lightning.sampling.requests import make_jobs
-    from ilvr_lightning.sampling.sweep import fitting_settings
+    from ilvr_lightning.sampling.sweep import expand_sweep
     from ilvr_lightning.sampling.writer import SampleWriter
     from ilvr_lightning.training.grid import ILVRGrid
 
     folder = Path(args.out)
     checkpoint = find_checkpoint(args.ckpt)
-    loaded = load_denoiser(checkpoint, args.weights, dict(args.override) or None, say=announce)
+    loaded = load_denoiser(checkpoint, args.weights, dict(args.override) or None, say=say)
     if args.clip is None:
         plan = replace(plan, clip=loaded.clip)
-    shape, plan, settings = fitting_settings(loaded, args, plan)
+    shape, plan, settings = expand_sweep(loaded, args, plan)
     references = find_references(args.ref, shape, args.fit, args.mask)
     if plan.start_from is not None and references.few and any(reference.mask is not None for reference in references):
         raise UserError("--start-from begins from the whole reference; one of these has a mask of its own")
-    make_writable(folder, "--out")
+    check_writable(folder, "--out")
     jobs = make_jobs(
         references,
         settings,
@@ -66,7 +66,7 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
         overrides=dict(args.override),
     )
     output = make_output(args.format, jobs, folder, shape, args.overwrite, args.trajectory)
-    data = SampleJobs(jobs, output, args.batch_size, args.trajectory)
+    data = SampleLoader(jobs, output, args.batch_size, args.trajectory)
     writer = SampleWriter(data, folder)
     stop = StopOnSignal()
     trainer = make_trainer(args.device, args.devices, [RankWatch(), stop, writer, ILVRGrid()])

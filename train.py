@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from ilvr_lightning.config.load import describe, load_config, to_yaml
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.runtime.command import announce, command, is_lightnings, process_rank, speak_for_yourself
+from ilvr_lightning.runtime.command import (
+    command,
+    launched_by_lightning,
+    process_rank,
+    report_errors_on_every_rank,
+    say,
+)
 
 USAGE = """usage: python train.py [CONFIG.yaml] [key=value ...] [--print-config] [--help]
 
@@ -36,16 +42,16 @@ def train(config: Config, name: str) -> None:
     print("loading ...", flush=True)
     import lightning.pytorch as pl
 
-    from ilvr_lightning.atomic import make_writable, remove_partials, write_safely
-    from ilvr_lightning.checkpoints.finetune import initialise
+    from ilvr_lightning.atomic import check_writable, remove_partials, write_atomically
+    from ilvr_lightning.checkpoints.finetune import load_weights_into
     from ilvr_lightning.checkpoints.load import resumable
-    from ilvr_lightning.data.datamodule import HFImageDataModule
-    from ilvr_lightning.runtime.hardware import for_training, should_compile
+    from ilvr_lightning.data.datamodule import ImageDataModule
+    from ilvr_lightning.runtime.hardware import should_compile, use_channels_last
     from ilvr_lightning.runtime.launch import RankWatch
     from ilvr_lightning.runtime.signals import StopOnSignal
     from ilvr_lightning.runtime.trainer import blamed_on_settings, quiet, trainer_from
     from ilvr_lightning.training.calibration import Calibration
-    from ilvr_lightning.training.checkpointing import Checkpoints, WholeCheckpointIO
+    from ilvr_lightning.training.checkpointing import AtomicCheckpointIO, SaveCheckpoints
     from ilvr_lightning.training.ema import EMA
     from ilvr_lightning.training.events import Events, mend_events
     from ilvr_lightning.training.grid import ILVRGrid
@@ -54,36 +60,36 @@ def train(config: Config, name: str) -> None:
     from ilvr_lightning.training.module import DDPM
     from ilvr_lightning.training.run_folder import (
         forget_agreements,
+        resolve_precision,
         resume_checkpoint,
         root_of,
         run_folder,
-        with_precision,
     )
 
     quiet()
-    if is_lightnings() and process_rank():
-        speak_for_yourself()  # what the first process has passed may still go wrong here
+    if launched_by_lightning() and process_rank():
+        report_errors_on_every_rank()  # what the first process has passed may still go wrong here
     resume = resume_checkpoint(config, name)
     before, step = (None, None) if resume is None else resumable(resume)
     if resume is not None:
-        announce(f"resume       {resume}, step {step}")
-    config = with_precision(config, before)
+        say(f"resume       {resume}, step {step}")
+    config = resolve_precision(config, before)
     folder = run_folder(config, name, resume)
-    make_writable(root_of(config), "trainer.default_root_dir")
-    data = HFImageDataModule(config.data, config.seed, cache=root_of(config) / ".decoded")
+    check_writable(root_of(config), "trainer.default_root_dir")
+    data = ImageDataModule(config.data, config.seed, cache=root_of(config) / ".decoded")
     data.setup()
     config = with_batch_size(config, before, data)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = DDPM(config)
     if resume is not None:
-        initialise(module.network, resume, say=lambda line: None)  # a check that its network is this one
+        load_weights_into(module.network, resume, say=lambda line: None)  # a check that its network is this one
     elif config.init_from is not None:
-        initialise(module.network, config.init_from, config.diffusion, config.init_remake_head, announce)
+        load_weights_into(module.network, config.init_from, config.diffusion, config.init_remake_head, say)
     grid, on_full_disk, stop = config.grid, config.checkpoint.on_full_disk, StopOnSignal()
     trainer = trainer_from(
         config.trainer,
         logger=Events(folder, step, on_full_disk),
-        plugins=[WholeCheckpointIO()],
+        plugins=[AtomicCheckpointIO()],
         callbacks=[
             RankWatch(),
             EMA(config.ema.decay),
@@ -101,19 +107,19 @@ def train(config: Config, name: str) -> None:
             ),
             Calibration(config.calibration.images, config.seed),
             stop,
-            Checkpoints(folder / "checkpoints", config.checkpoint.every_n_steps, on_full_disk),
+            SaveCheckpoints(folder / "checkpoints", config.checkpoint.every_n_steps, on_full_disk),
         ],
     )
-    data.check_shares(trainer)
-    make_writable(folder / "checkpoints", "trainer.default_root_dir")
+    data.check_batch_size(trainer)
+    check_writable(folder / "checkpoints", "trainer.default_root_dir")
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(module)  # before a checkpoint is read into it, and the average is copied
-    for_training(module.network, device)
+    use_channels_last(module.network, device)
     if should_compile(config.compile, device):
         module.compile_training()
     if trainer.is_global_zero:
         recipe = to_yaml(replace(config, resume=None, init_from=None).plain())
-        write_safely(folder / "config.yaml", lambda partial: partial.write_text(recipe))
+        write_atomically(folder / "config.yaml", lambda partial: partial.write_text(recipe), durable=True)
         remove_partials(folder)
         mend_events(folder)
         print(
@@ -125,14 +131,14 @@ def train(config: Config, name: str) -> None:
             f"watch        tensorboard --logdir {folder} --samples_per_plugin images=1000",
             flush=True,
         )
-    speak_for_yourself()
+    report_errors_on_every_rank()
     try:
         with stop.listening():
             fit = functools.partial(trainer.fit, module, datamodule=data, ckpt_path=resume, weights_only=True)
             within_memory(fit, module, trainer)
     except Exception as error:
         if trainer.global_step > (step or 0):
-            announce("")  # ends the progress bar's line
+            say("")  # ends the progress bar's line
         raise blamed_on_settings(error, resume if trainer.global_step <= (step or 0) else None) from None
     finally:
         forget_agreements()

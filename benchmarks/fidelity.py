@@ -25,14 +25,14 @@ from torchmetrics.image.kid import poly_mmd
 from benchmarks.features import Features, features_of, load_features
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.datamodule import HFImageDataModule, ImageRows
+from ilvr_lightning.data.datamodule import ImageDataModule, ImageDataset
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET
 from ilvr_lightning.metrics.bands import frechet_distance, octave_ratios
 
 
-def images_of(rows: ImageRows, count: int) -> Tensor:
+def images_of(rows: ImageDataset, count: int) -> Tensor:
     """(count, C, H, W) the first images of a split."""
     return torch.stack([rows[i][0] for i in range(min(count, len(rows)))])
 
@@ -83,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     loaded, features = load_denoiser(args.ckpt), load_features(args.features)
     channels, height, width = loaded.image_shape
-    data = HFImageDataModule(DataConfig(path=args.data, image_size=(height, width), channels=channels, flip=False))
+    data = ImageDataModule(DataConfig(path=args.data, image_size=(height, width), channels=channels, flip=False))
     data.setup()
     assert data.train is not None and data.validation is not None
     train, y = images_of(data.train, len(data.train)), images_of(data.validation, args.images)

@@ -28,10 +28,10 @@ def main(argv: Sequence[str]) -> int:
     from ilvr_lightning.diffusion.low_pass import LowPassFilter, low_pass_factors
     from ilvr_lightning.sampling.module import ILVRSampler
     from ilvr_lightning.sampling.requests import make_jobs
-    from ilvr_lightning.sampling.sweep import fitting_settings
+    from ilvr_lightning.sampling.sweep import expand_sweep
 
     loaded = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override) or None)
-    shape, plan, settings = fitting_settings(loaded, args, plan)
+    shape, plan, settings = expand_sweep(loaded, args, plan)
     references = find_references(args.ref, shape, args.fit)
     module = ILVRSampler(loaded, shape, plan, args.precision == "bf16")
     y = torch.stack([r.tensor for r in references])

@@ -26,7 +26,7 @@ from benchmarks.features import features_of, load_features
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.config.load import load_config
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.data.datamodule import HFImageDataModule
+from ilvr_lightning.data.datamodule import ImageDataModule
 from ilvr_lightning.diffusion.denoiser import Denoise
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
@@ -88,7 +88,7 @@ def unconditional(loaded: LoadedDenoiser, count: int, batch: int = 100) -> Tenso
 
 def held_out(config: Config, count: int) -> Tensor:
     """(count, C, H, W) validation images."""
-    data = HFImageDataModule(config.data, config.seed)
+    data = ImageDataModule(config.data, config.seed)
     data.setup()
     assert data.validation is not None
     return torch.stack([data.validation[i][0] for i in range(min(count, len(data.validation)))])

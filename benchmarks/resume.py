@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.datamodule import HFImageDataModule
+from ilvr_lightning.data.datamodule import ImageDataModule
 
 REPEATS = 3
 
@@ -44,7 +44,7 @@ def write_shards(folder: Path, images: int, side: int) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def first_batch(data: HFImageDataModule, step: int) -> float:
+def first_batch(data: ImageDataModule, step: int) -> float:
     """Seconds to the first batch of a run that goes on at a step."""
     trainer: Any = SimpleNamespace(
         world_size=1, accumulate_grad_batches=1, global_rank=0, num_devices=1, training=True, global_step=step
@@ -79,7 +79,7 @@ def main() -> None:
                 path=folder, image_size=args.side, batch_size=args.batch, cache_mb=0, num_workers=1, **settings
             )
             began = time.perf_counter()
-            data = HFImageDataModule(config)
+            data = ImageDataModule(config)
             data.setup()
             opened = time.perf_counter() - began
             assert data.train is not None

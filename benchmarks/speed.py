@@ -52,7 +52,7 @@ from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.models import blocks
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.runtime.hardware import Compiled, fast_bf16, for_sampling
+from ilvr_lightning.runtime.hardware import Compiled, cast_for_sampling, fast_bf16
 
 DENSE_BF16 = {
     "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
@@ -298,7 +298,7 @@ def overhead(args: argparse.Namespace, device: torch.device) -> Figures:
     torch.manual_seed(0)
     network = UNet(config, (32, 32)).to(device).eval()
     bf16 = fast_bf16(device)
-    for_sampling(network, bf16)
+    cast_for_sampling(network, bf16)
     schedule = NoiseSchedule.cosine()
     plan = SamplingPlan.preset("fast", factor=8)
     reference = torch.rand(16, 3, 32, 32, device=device) * 2 - 1
@@ -361,7 +361,7 @@ def quality(args: argparse.Namespace, device: torch.device) -> Figures:
     shape = loaded.image_shape
     y = torch.stack([r.tensor for r in find_references(["data/references"], shape, "crop")])
     network = copy.deepcopy(loaded.network)
-    for_sampling(network, True)
+    cast_for_sampling(network, True)
     low = Denoiser(lambda x, t: network(x.to(torch.bfloat16), t), loaded.schedule, loaded.prediction_type)
     for preset in ("draft", "fast"):
         plan = loaded.preset(preset, 8)
@@ -381,7 +381,7 @@ def loader(args: argparse.Namespace, device: torch.device) -> Figures:
     """The share of an epoch that is spent waiting for the next batch, after the first."""
     import lightning.pytorch as pl
 
-    from ilvr_lightning.data.datamodule import HFImageDataModule
+    from ilvr_lightning.data.datamodule import ImageDataModule
     from ilvr_lightning.runtime.hardware import training_precision
     from ilvr_lightning.training.module import DDPM
 
@@ -391,7 +391,7 @@ def loader(args: argparse.Namespace, device: torch.device) -> Figures:
             config, _ = load_config([f"data.cache_mb={1024 if cached else 0}"], default=f"configs/{recipe}.yaml")
             with tempfile.TemporaryDirectory() as folder:
                 profiler = SimpleProfiler(dirpath=folder, filename="profile")
-                data = HFImageDataModule(config.data, cache=Path(folder))
+                data = ImageDataModule(config.data, cache=Path(folder))
                 trainer = pl.Trainer(
                     max_steps=60, logger=False, enable_checkpointing=False, enable_progress_bar=False, devices=1,
                     profiler=profiler, limit_val_batches=0, use_distributed_sampler=False, default_root_dir=folder,

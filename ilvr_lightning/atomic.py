@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, flushed, then renamed."""
+"""Atomic writes: a file is written under another name, then renamed, so that a reader finds the old one or the new."""
 
 import os
 from collections.abc import Callable
@@ -7,46 +7,38 @@ from pathlib import Path
 from ilvr_lightning.errors import UserError
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let write(partial) make a file, then give it its name; a reader finds the old one or the new one.
+def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
+    """Let write(partial) make a file beside path, then rename it to path. Several processes may do so at once.
 
-    Several processes may write it. After a power cut it may be a broken one, which is made again: see write_safely.
+    Args:
+        path: the file to make or to replace.
+        write: writes the file that it is given.
+        durable: flush file and folder to the disk, so that the file survives a power cut. Without it the file may be
+            empty after one, which is fine for what can be made again.
 
     Raises:
-        OSError: as write did; what it left is removed.
+        OSError: as write raised it; the partial file is removed.
     """
     partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
     try:
         write(partial)
+        if durable:
+            _flush(partial)
         os.replace(partial, path)
+        if durable:
+            _flush(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def write_safely(path: Path, write: Callable[[Path], object]) -> None:
-    """The same, waiting for the disk: for what cannot be made again.
-
-    Raises:
-        OSError: as write did; what it left is removed.
-    """
-
-    def write_through(partial: Path) -> None:
-        write(partial)
-        flush_file(partial)
-
-    write_whole(path, write_through)
-    flush_file(path.parent)
-
-
 def remove_partials(folder: Path) -> None:
-    """Remove what writers that were killed have left below a folder that no other process writes to."""
+    """Remove the partial files that killed writers left below a folder. No other process may write there meanwhile."""
     for path in folder.rglob(".*.partial"):
         path.unlink(missing_ok=True)
 
 
-def flush_file(path: Path) -> None:
-    """Have a file's content, or a folder's entries, on the disk before anything that follows."""
+def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,8 +46,12 @@ def flush_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_writable(folder: Path, setting: str) -> None:
-    """Create a folder and write into it, before any work starts; asking for permission is not enough for root.
+def check_writable(folder: Path, flag: str) -> None:
+    """Create a folder and write into it. (To ask for the permission would not do: root has every permission.)
+
+    Args:
+        folder: where files will go.
+        flag: the flag or key that names it, for the message.
 
     Raises:
         UserError: it cannot be written.
@@ -67,4 +63,4 @@ def make_writable(folder: Path, setting: str) -> None:
         probe.unlink()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{setting}: cannot write to {str(folder)[:200]!r} ({reason}); give another folder") from None
+        raise UserError(f"{flag}: cannot write to {str(folder)[:200]!r} ({reason}); give another folder") from None

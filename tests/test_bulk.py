@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sample
-from ilvr_lightning.atomic import write_safely
+from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import to_image
 from ilvr_lightning.data.references import References
 from ilvr_lightning.diffusion.plan import SamplingPlan
@@ -274,7 +274,7 @@ def test_unfinished_run_of_other_settings(
 ) -> None:  # fmt: skip
     asked = ("--unconditional", "--num-samples", 3, "--format", kind)
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "write_safely", None)
+        patch.setattr(outputs, "write_atomically", None)
         with pytest.raises(TypeError):
             run(*asked)
     other = flags(checkpoint, tmp_path / "out", *asked, "--seed", 1)
@@ -294,13 +294,13 @@ def test_stopped_while_packing(kind: str, stage: str, run: Sample, monkeypatch: 
         count += 1
         if (stage == "before the first file") or (stage == "before the last" and count == 2):
             raise RuntimeError("stopped")
-        write_safely(*argv, **named)
+        write_atomically(*argv, **named)
 
     def stops_late(*_: Any, **__: Any) -> None:
         raise RuntimeError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "write_safely", stops)
+        patch.setattr(outputs, "write_atomically", stops)
         patch.setattr("shutil.rmtree", stops_late)
         with pytest.raises(RuntimeError, match="stopped"):
             run(*asked)

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.datamodule import PADDING, HFImageDataModule, ImageRows, collate
+from ilvr_lightning.data.datamodule import PADDING_INDEX, ImageDataModule, ImageDataset, collate
 from ilvr_lightning.data.images import BrokenImageError
-from ilvr_lightning.data.order import TrainBatches, ValidationShare
+from ilvr_lightning.data.order import TrainBatchSampler, ValidationSampler
 from ilvr_lightning.data.sources import open_splits
 from ilvr_lightning.errors import UserError
 
@@ -43,7 +43,7 @@ def config(path: Path | str, **settings: Any) -> DataConfig:
 
 def values(settings: DataConfig, seed: int = 0) -> tuple[list[int], list[int]]:
     """The red of every training and every validation image."""
-    data = HFImageDataModule(settings, seed)
+    data = ImageDataModule(settings, seed)
     data.setup()
     assert data.train is not None
     assert data.validation is not None
@@ -219,7 +219,7 @@ def test_broken_image_leaves_the_cache(one_broken: Path) -> None:
 
 
 def test_broken_image_is_replaced_and_named_without_a_cache(one_broken: Path) -> None:
-    data = HFImageDataModule(config(one_broken, cache_mb=0))
+    data = ImageDataModule(config(one_broken, cache_mb=0))
     data.setup()
     assert data.train is not None
     assert data.train.cache is None
@@ -255,7 +255,7 @@ def test_cached_and_decoded_images_are_equal(tmp_path: Path) -> None:
 def test_batches_follow_channels_and_size(tmp_path: Path) -> None:
     table(4).to_parquet(tmp_path / "x.parquet")
     settings = config(tmp_path / "x.parquet", channels=1, image_size=(4, 6))
-    rows = ImageRows(open_splits(settings, 0)[0], settings)
+    rows = ImageDataset(open_splits(settings, 0)[0], settings)
     image = collate([rows[0], rows[1]])["image"]
     assert (image.shape, image.dtype) == ((2, 1, 4, 6), torch.float32)
     assert -1 <= image.min() <= image.max() <= 1
@@ -264,7 +264,7 @@ def test_batches_follow_channels_and_size(tmp_path: Path) -> None:
 def batches(rank: int = 0, world: int = 1, accumulation: int = 1, first: int = 0) -> list[list[int]]:
     """One epoch's micro-batches of 4 of 22 images a step."""
     position: Callable[[], int] = lambda: first  # noqa: E731
-    return list(TrainBatches(22, 4, world * accumulation, rank, world, seed=3, position=position))
+    return list(TrainBatchSampler(22, 4, world * accumulation, rank, world, seed=3, position=position))
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)])
@@ -294,12 +294,12 @@ def test_order_goes_on_in_mid_epoch() -> None:
 
 def test_batch_larger_than_the_set() -> None:
     with pytest.raises(UserError, match=r"data\.batch_size must be at most .* 22: got 23"):
-        TrainBatches(22, 23, 1, 0, 1, 0, lambda: 0)
+        TrainBatchSampler(22, 23, 1, 0, 1, 0, lambda: 0)
 
 
 @pytest.mark.parametrize(("length", "world"), [(6, 1), (6, 2), (7, 2), (1, 3), (2, 4)])
 def test_validation_covers_all_once(length: int, world: int) -> None:
-    shares = [list(ValidationShare(length, rank, world)) for rank in range(world)]
+    shares = [list(ValidationSampler(length, rank, world)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     assert sorted(i for share in shares for i in share if i >= 0) == list(range(length))
 
@@ -307,9 +307,9 @@ def test_validation_covers_all_once(length: int, world: int) -> None:
 def test_padding_is_an_image_that_counts_for_nothing(tmp_path: Path) -> None:
     table(3).to_parquet(tmp_path / "x.parquet")
     settings = config(tmp_path / "x.parquet")
-    rows = ImageRows(open_splits(settings, 0, hold_out=False)[0], settings)
-    image, index, _ = rows[-1]  # ValidationShare's padding by image 0
-    assert index == PADDING
+    rows = ImageDataset(open_splits(settings, 0, hold_out=False)[0], settings)
+    image, index, _ = rows[-1]  # ValidationSampler's padding by image 0
+    assert index == PADDING_INDEX
     assert torch.equal(image, rows[0][0])
 
 
@@ -334,7 +334,7 @@ def test_missing_file_of_a_row_counts_as_broken(tmp_path: Path, on_broken: Liter
 
 
 def test_seed_of_the_order_matters() -> None:
-    orders = [list(TrainBatches(22, 4, 1, 0, 1, seed, lambda: 0)) for seed in (0, 1)]
+    orders = [list(TrainBatchSampler(22, 4, 1, 0, 1, seed, lambda: 0)) for seed in (0, 1)]
     assert orders[0] != orders[1]
     assert np.unique(sum(orders[0], [])).size == 20
 
@@ -343,17 +343,17 @@ def test_decoded_once_and_mapped(classes: Path, tmp_path: Path, monkeypatch: pyt
     """The second to come decodes nothing and sees the same; another size is another file."""
     cache = tmp_path / "decoded"
 
-    def rows(image_size: int = 8) -> tuple[ImageRows, ImageRows]:
-        data = HFImageDataModule(config(classes, image_size=image_size), cache=cache)
+    def rows(image_size: int = 8) -> tuple[ImageDataset, ImageDataset]:
+        data = ImageDataModule(config(classes, image_size=image_size), cache=cache)
         data.setup()
         assert data.train is not None and data.validation is not None
         return data.train, data.validation
 
-    plain = HFImageDataModule(config(classes))
+    plain = ImageDataModule(config(classes))
     plain.setup()
     first = rows()
     with monkeypatch.context() as patched:
-        patched.setattr(ImageRows, "_decode", lambda self, row: pytest.fail("decoded again"))
+        patched.setattr(ImageDataset, "_decode", lambda self, row: pytest.fail("decoded again"))
         second = rows()
     assert plain.train is not None and plain.validation is not None
     for a, b, c in zip((plain.train, plain.validation), first, second, strict=True):
@@ -371,7 +371,7 @@ def test_decoded_once_and_mapped(classes: Path, tmp_path: Path, monkeypatch: pyt
 def test_what_was_broken_is_tried_again(one_broken: Path, tmp_path: Path) -> None:
     """Nothing that may be mended is kept."""
     for _ in range(2):
-        data = HFImageDataModule(config(one_broken), cache=tmp_path / "decoded")
+        data = ImageDataModule(config(one_broken), cache=tmp_path / "decoded")
         with pytest.warns(UserWarning, match="1 broken images skipped in train"):
             data.setup()
         assert data.train is not None
@@ -388,7 +388,7 @@ def test_files_behind_a_column_of_paths_are_read_each_time(tmp_path: Path) -> No
     for shade in (10, 200):
         for path in paths:
             Image.new("RGB", (8, 8), (shade,) * 3).save(path)
-        data = HFImageDataModule(config(tmp_path / "set", image_column="image"), cache=tmp_path / "decoded")
+        data = ImageDataModule(config(tmp_path / "set", image_column="image"), cache=tmp_path / "decoded")
         data.setup()
         assert data.train is not None and data.train.cache is not None
         seen.append(int(data.train.cache.max()))
@@ -403,7 +403,7 @@ def test_full_disk_is_seen_before_pages_are_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    data = HFImageDataModule(config(classes), cache=tmp_path / "decoded")
+    data = ImageDataModule(config(classes), cache=tmp_path / "decoded")
     with pytest.warns(UserWarning, match=r"stay in memory: .* cannot be written \(No space left on device\)"):
         data.setup()
     assert data.train is not None and data.train.cache is not None
@@ -412,7 +412,7 @@ def test_full_disk_is_seen_before_pages_are_written(
 
 def test_decoded_stay_in_memory_where_nothing_can_be_written(classes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    data = HFImageDataModule(config(classes), cache=tmp_path / "file")
+    data = ImageDataModule(config(classes), cache=tmp_path / "file")
     with pytest.warns(UserWarning, match="decoded images stay in memory"):
         data.setup()
     assert data.train is not None
@@ -424,7 +424,7 @@ def test_harmed_file_is_made_again(harm: str, classes: Path, tmp_path: Path) -> 
     cache = tmp_path / "decoded"
 
     def first() -> Tensor:
-        data = HFImageDataModule(config(classes), cache=cache)
+        data = ImageDataModule(config(classes), cache=cache)
         data.setup()
         assert data.train is not None and isinstance(data.train.cache, np.memmap)
         return data.train[0][0].clone()

@@ -104,7 +104,7 @@ def test_precision_stays_what_the_run_began_in(monkeypatch: pytest.MonkeyPatch) 
 
     def precision(given: str | None, before: Config | None) -> object:
         config = Config(trainer={} if given is None else {"precision": given})
-        return run_folder.with_precision(config, before).trainer["precision"]
+        return run_folder.resolve_precision(config, before).trainer["precision"]
 
     assert precision(None, None) == "bf16-mixed"
     assert precision("64-true", None) == "64-true"
@@ -144,7 +144,7 @@ def test_moments_take_the_memory_format_of_their_weights() -> None:
                 for name in ("exp_avg", "exp_avg_sq"):
                     moments[name] = moments[name].to(memory_format=torch.channels_last)
         optimizer.load_state_dict(state)
-        hardware.match_layout(optimizer)
+        hardware.restore_memory_format(optimizer)
         weight.grad = torch.randn(4, 3, 3, 3)
         optimizer.step()
         steps.append(weight.detach().clone())
@@ -161,7 +161,7 @@ def test_memory_format_of_training_follows_the_width() -> None:
         made = UNet(
             UNetConfig(channels=channels, channel_mult=(1,), num_res_blocks=1, attention_resolutions=()), (8, 8)
         )
-        hardware.for_training(made, device)
+        hardware.use_channels_last(made, device)
         weight = next(p for p in made.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
         assert weight.is_contiguous(memory_format=torch.channels_last) is expected
 

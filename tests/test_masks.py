@@ -13,9 +13,9 @@ from torch import Tensor
 
 from benchmarks.exact import SCHEDULE, spectrum_2d
 from ilvr_lightning.data.images import from_tensor, to_tensor
-from ilvr_lightning.data.references import as_mask, fitted, masks_of, read_references, with_mask
+from ilvr_lightning.data.references import fitted, masks_of, read_references, to_mask, with_mask
 from ilvr_lightning.diffusion import exact_low_band as gamut
-from ilvr_lightning.diffusion.exact_low_band import with_low_band
+from ilvr_lightning.diffusion.exact_low_band import project_to_low_band
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, low_pass_factors
 from ilvr_lightning.diffusion.samplers import SAMPLERS
@@ -146,7 +146,7 @@ def test_low_band_in_eight_bits(factor: int, kernel: str, contrast: float, seed:
     generator = torch.Generator().manual_seed(seed)
     y = to_tensor(from_tensor(contrast * torch.randn((2, 3, 12, 24), generator=generator)))
     x = y.flip(0) + 0.7 * torch.randn((2, 3, 12, 24), generator=generator)
-    made = with_low_band(x, y, factor, kernel)
+    made = project_to_low_band(x, y, factor, kernel)
     assert float(made.abs().max()) <= 1 + 1e-6
     down_h, down_w = (low_pass_factors(side, factor, kernel)[1] for side in (12, 24))
     off = down_h @ (eight_bits(made) - y.double()) @ down_w.mT
@@ -160,7 +160,7 @@ def test_clipping_alone_breaks_the_low_band() -> None:
     _, down = low_pass_factors(16, 4)
     assert float((down @ (x - y).double() @ down.mT).abs().max()) < 1e-6
     assert float((down @ (eight_bits(x) - y.double()) @ down.mT).abs().max()) > 10 / 127.5
-    made = with_low_band(x, y, 4)
+    made = project_to_low_band(x, y, 4)
     assert float((down @ (eight_bits(made) - y.double()) @ down.mT).abs().max()) <= 1 / 127.5
     # It is still the sample, and not the reference.
     assert float((made - y).std()) > 0.1
@@ -170,7 +170,7 @@ def test_what_does_not_come_together_goes_to_the_reference(monkeypatch: pytest.M
     monkeypatch.setattr(gamut, "MOST_ROUNDS", 0)
     y = to_tensor(from_tensor(torch.full((1, 1, 16, 16), 0.9)))
     x = y + torch.randn((1, 1, 16, 16), generator=torch.Generator().manual_seed(0))
-    made = with_low_band(x, y, 4)
+    made = project_to_low_band(x, y, 4)
     _, down = low_pass_factors(16, 4)
     assert float((down @ (eight_bits(made) - y.double()) @ down.mT).abs().max()) <= 1 / 127.5
     assert float(made.abs().max()) <= 1
@@ -182,7 +182,7 @@ def test_low_band_is_kept_by_moving_no_more_than_it_takes() -> None:
     y = torch.where(torch.randn((1, 1, 32, 32), generator=generator) > 0, 1.0, -1.0)
     y = torch.kron(y[..., :8, :8], torch.ones(4, 4))
     x = y + 0.6 * torch.randn((1, 1, 32, 32), generator=generator)
-    made = with_low_band(x, y, 4)
+    made = project_to_low_band(x, y, 4)
     kept = made - LowPassFilter((32, 32), 4, orthogonal=True)(made - y)
     assert float((made - y).std()) > 0.05  # and not the reference itself
     assert float((kept.clamp(-1, 1) - made).abs().max()) < 0.1
@@ -221,11 +221,11 @@ def test_exact_low_band_does_not_go_with(changes: dict[str, object], message: st
 def test_what_has_no_low_band_to_keep() -> None:
     y = torch.zeros(1, 3, 12, 12)
     with pytest.raises(ValueError, match=r"the kernel must be one that downsamples, cubic, .*: got 'ideal'"):
-        with_low_band(y, y, 4, "ideal")
+        project_to_low_band(y, y, 4, "ideal")
     with pytest.raises(ValueError, match="must divide the image size: got factor=5"):
-        with_low_band(y, y, 5)
-    assert with_low_band(y[:0], y[:0], 4).shape == (0, 3, 12, 12)
-    assert with_low_band(y.repeat(2, 1, 1, 1), y, 4).shape == (2, 3, 12, 12)
+        project_to_low_band(y, y, 5)
+    assert project_to_low_band(y[:0], y[:0], 4).shape == (0, 3, 12, 12)
+    assert project_to_low_band(y.repeat(2, 1, 1, 1), y, 4).shape == (2, 3, 12, 12)
 
 
 def test_mask_of_another_size() -> None:
@@ -319,7 +319,7 @@ def test_transparent_parts_of_a_mask_are_not_followed() -> None:
     """White strokes on nothing, as editors write them."""
     strokes = np.full((8, 8, 4), 255, np.uint8)
     strokes[:, 4:, 3] = 0
-    mask = np.asarray(as_mask(Image.fromarray(strokes)))
+    mask = np.asarray(to_mask(Image.fromarray(strokes)))
     assert mask[:, :4].min() == 255
     assert mask[:, 4:].max() == 0
 

@@ -10,7 +10,7 @@ import pytest
 
 import sample
 from ilvr_lightning.checkpoints.__main__ import main as pretrained
-from ilvr_lightning.config.schema import data_set_name
+from ilvr_lightning.config.schema import public_dataset_name
 
 TrainRun = Callable[..., Path]
 WORDS = ("hf_" + "k" * 34, "the-user-of-it", "the-host-it-is")
@@ -82,4 +82,4 @@ def test_exports(target: str, run: Path, images: Path, tmp_path: Path) -> None:
     ],
 )
 def test_name_of_a_data_set(path: str, name: str) -> None:
-    assert data_set_name(path) == name
+    assert public_dataset_name(path) == name

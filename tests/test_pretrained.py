@@ -1,4 +1,4 @@
-"""Checkpoints of others: recognised by content, loaded strictly, given back."""
+"""SaveCheckpoints of others: recognised by content, loaded strictly, given back."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from ilvr_lightning.checkpoints.__main__ import main
 from ilvr_lightning.checkpoints.export import Options, export
 from ilvr_lightning.checkpoints.families import adm, ddim
 from ilvr_lightning.checkpoints.files import PIECES, StateDict
-from ilvr_lightning.checkpoints.finetune import initialise
-from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser, recognise
+from ilvr_lightning.checkpoints.finetune import load_weights_into
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, identify, load_denoiser
 from ilvr_lightning.config.schema import Config, DataConfig, DiffusionConfig, GridConfig
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
@@ -116,7 +116,7 @@ def adm_file(folder: Path, model: golden.ModelName = "ilvr", name: str = "adm.pt
 @pytest.mark.parametrize("model", golden.MODELS)
 def test_architecture_is_read_off_names_and_shapes(model: golden.ModelName, tmp_path: Path) -> None:
     h = golden.hparams(model)
-    found = recognise(adm_file(tmp_path, model), overrides=golden.overrides(model) | SILENT).description
+    found = identify(adm_file(tmp_path, model), overrides=golden.overrides(model) | SILENT).description
     assert found.kind == ("ADM state dict" if h["resblock_updown"] else "improved-diffusion state dict")
     assert found.assumed == ()
     config = found.model
@@ -502,7 +502,7 @@ def test_a_header_whose_length_reads_like_a_zip_file(tmp_path: Path) -> None:
 def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
     """As a run in progress does with last.ckpt: never a mixture of two."""
     path = adm_file(tmp_path, "plain")
-    found = recognise(path, overrides=golden.overrides("plain"))
+    found = identify(path, overrides=golden.overrides("plain"))
     pieces = found.weights.pieces()
     next(pieces)
     torch.save({name: value + 1 for name, value in golden.filled_state("plain").items()}, tmp_path / "new.pt")
@@ -707,7 +707,7 @@ def own_checkpoint(folder: Path, **model: Any) -> Path:
     path = folder / "last.ckpt"
     torch.save(
         {"state_dict": ema, "current_model_state": raw, "hyper_parameters": {"config": config.plain()},
-         "global_step": 1234, "epoch": 5, "callbacks": {"Checkpoints": {"best": 0.125}}},
+         "global_step": 1234, "epoch": 5, "callbacks": {"SaveCheckpoints": {"best": 0.125}}},
         path,
     )  # fmt: skip
     return path
@@ -917,7 +917,7 @@ def test_fine_tuning_takes_an_adm_files_weights(tmp_path: Path) -> None:
     said: list[str] = []
     config = replace(golden.network("ilvr").config, attention_resolutions=(32,))
     network = unet_of(config, 64)  # at another size
-    initialise(network, adm_file(tmp_path), Config().diffusion, say=said.append)
+    load_weights_into(network, adm_file(tmp_path), Config().diffusion, say=said.append)
     expected = golden.network("ilvr").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     assert "ADM state dict" in said[0] and "weights taken over" in said[0]
@@ -929,12 +929,12 @@ def test_fine_tuning_names_the_settings_that_differ(tmp_path: Path) -> None:
     folder = save_folder(tmp_path, random_unet(GOOGLE))
     ours = UNetConfig(channels=32, channel_mult=(1, 2, 2), attention_resolutions=(16,), use_scale_shift_norm=False)
     with pytest.raises(UserError) as caught:
-        initialise(unet_of(ours), folder)
+        load_weights_into(unet_of(ours), folder)
     for setting in ("model.downsample_padding=0", "model.flip_sin_to_cos=false", "model.freq_shift=1",
                     "model.norm_eps=1e-06", "model.use_new_attention_order=true"):  # fmt: skip
         assert setting in str(caught.value)
     with pytest.raises(UserError, match=r"model\.channel_mult=\[1,2\]"):
-        initialise(unet_of(ours), own_checkpoint(tmp_path))
+        load_weights_into(unet_of(ours), own_checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("patches", [{}, {"patch_size": 2, "pixel_channels": 4}])
@@ -944,9 +944,9 @@ def test_the_head_is_re_made_only_when_asked(ours_learned: bool, patches: dict[s
     theirs = load_denoiser(path, say=None).network
     network = UNet(replace(theirs.config, learn_sigma=ours_learned), (16, 16))
     with pytest.raises(UserError, match="init_remake_head=true"):
-        initialise(network, path)
+        load_weights_into(network, path)
     said: list[str] = []
-    initialise(network, path, remake_head=True, say=said.append)
+    load_weights_into(network, path, remake_head=True, say=said.append)
     assert "output layer re-made" in said[0]
     x, t = inputs((3, 16, 16))
     with torch.no_grad():
@@ -960,11 +960,11 @@ def test_fine_tuning_notes_another_schedule(tmp_path: Path) -> None:
     said: list[str] = []
     path = own_checkpoint(tmp_path)
     network = UNet(load_denoiser(path, say=None).network.config, (16, 16))
-    initialise(network, path, Config().diffusion, say=said.append)
+    load_weights_into(network, path, Config().diffusion, say=said.append)
     assert len(said) == 1
     folder = save_folder(tmp_path / "d", random_unet(PLAIN), beta_schedule="squaredcos_cap_v2")
     network = UNet(load_denoiser(folder, say=None).network.config, (16, 16))
-    initialise(network, folder, Config().diffusion, say=said.append)
+    load_weights_into(network, folder, Config().diffusion, say=said.append)
     assert "diffusion.schedule=cosine, this run has linear" in said[-1]
 
 
@@ -973,11 +973,11 @@ def test_fine_tuning_from_improved_diffusions_long_schedules(tmp_path: Path) -> 
     ours = replace(golden.network("improved").config, timestep_scale=0.25)
     diffusion = DiffusionConfig(schedule="cosine", num_timesteps=4000)
     said: list[str] = []
-    initialise(unet_of(ours), path, diffusion, say=said.append)
+    load_weights_into(unet_of(ours), path, diffusion, say=said.append)
     assert not any("note" in line for line in said)
-    initialise(unet_of(replace(ours, timestep_scale=1.0)), path, diffusion, say=said.append)
+    load_weights_into(unet_of(replace(ours, timestep_scale=1.0)), path, diffusion, say=said.append)
     assert "published default is model.timestep_scale=0.25, this run has 1.0" in said[-1]
-    initialise(unet_of(replace(ours, num_head_channels=64)), path, diffusion, say=said.append)
+    load_weights_into(unet_of(replace(ours, num_head_channels=64)), path, diffusion, say=said.append)
     assert "published default is model.num_head_channels=-1 model.num_heads=4" in said[-1]
 
 

@@ -20,10 +20,10 @@ from PIL import Image
 
 import train
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.datamodule import HFImageDataModule, collate
+from ilvr_lightning.data.datamodule import ImageDataModule, collate
 from ilvr_lightning.data.images import BrokenImageError
-from ilvr_lightning.data.order import StreamOrder
-from ilvr_lightning.data.shards import Shards, open_shards
+from ilvr_lightning.data.order import WindowedOrder
+from ilvr_lightning.data.shards import ParquetSource, open_shards
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.training.module import DDPM
@@ -45,7 +45,7 @@ def png(row: int) -> bytes:
 
 
 def write(folder: Path | str, sizes: Sequence[int] = SIZES, name: str = "train", broken: Sequence[int] = ()) -> None:
-    """Shards whose row i is a plain picture with a red of i."""
+    """ParquetSource whose row i is a plain picture with a red of i."""
     schema = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}).arrow_schema
     rows = itertools.count()
     for number, size in enumerate(sizes):
@@ -98,7 +98,7 @@ def alone(shards: Path) -> list[list[int]]:
 @pytest.mark.parametrize("window", [1, 10, 4096])
 @pytest.mark.parametrize("sizes", [SIZES, (50,), (0, 25, 0, 0, 25, 0)])
 def test_pass_holds_every_row_once(global_batch: int, lanes: int, window: int, sizes: tuple[int, ...]) -> None:
-    order = StreamOrder(sizes, global_batch, lanes, window, seed=0)
+    order = WindowedOrder(sizes, global_batch, lanes, window, seed=0)
     assert (global_batch % order.lanes, order.steps_per_pass) == (0, 50 // global_batch)
     steps = range(order.steps_per_pass)
     passes = [[order.batch(step + p * order.steps_per_pass).tolist() for step in steps] for p in range(3)]
@@ -110,14 +110,14 @@ def test_pass_holds_every_row_once(global_batch: int, lanes: int, window: int, s
 
 @pytest.mark.parametrize("sizes", [SIZES, (50,)])
 def test_other_passes_leave_out_other_rows(sizes: tuple[int, ...]) -> None:
-    order = StreamOrder(sizes, 7, 7, 10, seed=0)
+    order = WindowedOrder(sizes, 7, 7, 10, seed=0)
     left_out = [set(range(50)) - set(np.concatenate([order.batch(7 * p + s) for s in range(7)])) for p in range(20)]
     assert len(set.union(*map(set, left_out))) > 5
 
 
 def test_order_by_hand() -> None:
     """Without shuffling: a lane is a range of the line, and a batch takes two rows of each."""
-    order = StreamOrder((4, 9, 2), 6, 5, window=3, seed=0)
+    order = WindowedOrder((4, 9, 2), 6, 5, window=3, seed=0)
     shards, ends, rotation = order._line(0)
     line = np.roll(np.concatenate([np.split(np.arange(15), [4, 13])[shard] for shard in shards]), -rotation)
     assert ends.tolist()[-1] == 15
@@ -128,7 +128,7 @@ def test_order_by_hand() -> None:
 
 def test_windows_follow_one_another() -> None:
     """Those of a lane cover it, and each is shuffled within itself."""
-    order = StreamOrder((60,), 4, 2, window=16, seed=0)
+    order = WindowedOrder((60,), 4, 2, window=16, seed=0)
     for lane, ends in ((0, [4, 12, 20, 28, 30]), (1, [8, 16, 24, 30])):
         windows = sorted({w for step in range(15) for w in order.windows(step, lane)})
         assert [order.span(window)[1] for window in windows] == ends
@@ -140,7 +140,7 @@ def test_windows_follow_one_another() -> None:
 
 
 def test_seed_matters() -> None:
-    first, second = (StreamOrder(SIZES, 6, 6, 12, seed) for seed in (0, 1))
+    first, second = (WindowedOrder(SIZES, 6, 6, 12, seed) for seed in (0, 1))
     assert first.batch(0).tolist() != second.batch(0).tolist()
 
 
@@ -189,14 +189,14 @@ def test_more_shards_than_lanes_and_more_lanes_than_shards(tmp_path: Path) -> No
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
     """How often each (shard, row) is read."""
     counter: Counter[tuple[int, int]] = Counter()
-    original = Shards._read_once
+    original = ParquetSource._read_once
 
-    def counted(self: Shards, shard: int, first: int, last: int) -> Iterator[Any]:
+    def counted(self: ParquetSource, shard: int, first: int, last: int) -> Iterator[Any]:
         for row, value in enumerate(original(self, shard, first, last), start=first):
             counter[shard, row] += 1
             yield value
 
-    monkeypatch.setattr(Shards, "_read_once", counted)
+    monkeypatch.setattr(ParquetSource, "_read_once", counted)
     return counter
 
 
@@ -313,13 +313,13 @@ def test_all_broken(tmp_path: Path) -> None:
 # What is validated on, and what cannot be
 
 
-def module(settings: DataConfig, seed: int = 0) -> HFImageDataModule:
-    data = HFImageDataModule(settings, seed)
+def module(settings: DataConfig, seed: int = 0) -> ImageDataModule:
+    data = ImageDataModule(settings, seed)
     data.setup()
     return data
 
 
-def reds(data: HFImageDataModule) -> list[int]:
+def reds(data: ImageDataModule) -> list[int]:
     assert data.validation is not None
     return [round((float(data.validation[i][0][0, 0, 0]) + 1) * 127.5) for i in range(len(data.validation))]
 
@@ -416,7 +416,7 @@ def test_splits_and_sizes_that_are_not_there(shards: Path, tmp_path: Path) -> No
     data = module(config(shards, batch_size=49))
     trainer: Any = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
     with pytest.raises(UserError, match=r"data\.batch_size must be at most the number of training images, 48: got 49"):
-        data.check_shares(trainer)
+        data.check_batch_size(trainer)
 
 
 # The Hub
@@ -444,16 +444,16 @@ def test_shards_of_the_hub(on_hub: list[str], alone: list[list[int]]) -> None:
 
 def test_connection_that_breaks_off(on_hub: list[str], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third row; reading goes on at the row that was due."""
-    original, calls = Shards._read_once, itertools.count(1)
+    original, calls = ParquetSource._read_once, itertools.count(1)
 
-    def flaky(self: Shards, shard: int, first: int, last: int) -> Iterator[Any]:
+    def flaky(self: ParquetSource, shard: int, first: int, last: int) -> Iterator[Any]:
         for value in original(self, shard, first, last):
             if next(calls) % 3 == 0:
                 raise TimeoutError("the read operation timed out")
             yield value
 
     stream = batches(config("someone/pictures"))
-    monkeypatch.setattr(Shards, "_read_once", flaky)
+    monkeypatch.setattr(ParquetSource, "_read_once", flaky)
     monkeypatch.setattr("ilvr_lightning.data.shards.PAUSE", 0.0)
     assert seen(stream) == alone
     monkeypatch.setattr("ilvr_lightning.data.shards.RETRIES", 0)

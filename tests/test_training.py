@@ -28,7 +28,7 @@ from ilvr_lightning.data.images import fit_image, read_image, to_pixels, to_tens
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.training.calibration import Calibration
-from ilvr_lightning.training.checkpointing import Checkpoints, WholeCheckpointIO
+from ilvr_lightning.training.checkpointing import AtomicCheckpointIO, SaveCheckpoints
 from ilvr_lightning.training.ema import EMA
 from ilvr_lightning.training.events import Events, mend_events
 from ilvr_lightning.training.grid import ILVRGrid
@@ -248,7 +248,7 @@ def test_resume_with_moments_in_another_memory_format(train_run: TrainRun, strai
         (ILVRGrid, "_sample", 3, 6),  # a grid every three steps
         (ILVRGrid, "_sample", 4, 8),  # and at the end of each epoch
         (EMA, "on_validation_epoch_end", 2, 8),
-        (Checkpoints, "on_train_epoch_end", 2, 8),
+        (SaveCheckpoints, "on_train_epoch_end", 2, 8),
         (TrainingLog, "on_train_batch_end", 6, 6),
     ],
 )
@@ -344,7 +344,7 @@ def test_resume_with_another_accumulation(
 
 def test_resume_takes_the_last_before_the_best(train_run: TrainRun, straight: Path) -> None:
     """A run that was killed between the two saves of an epoch's end goes on from before both."""
-    with at_call(WholeCheckpointIO, "save_checkpoint", 4, crash), pytest.raises(LookupError):  # best, last, best
+    with at_call(AtomicCheckpointIO, "save_checkpoint", 4, crash), pytest.raises(LookupError):  # best, last, best
         train_run("between", "trainer.max_epochs=3")
     folder = straight.parent / "between"
     assert [last(folder, name)["global_step"] for name in ("best", "last")] == [8, 4]

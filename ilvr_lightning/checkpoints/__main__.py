@@ -49,11 +49,11 @@ def make_parser() -> Parser:
 def inspect(args: argparse.Namespace) -> int:
     """Print what a checkpoint is, without loading its weights."""
     from ilvr_lightning.checkpoints.description import gain_lines
-    from ilvr_lightning.checkpoints.load import recognise
+    from ilvr_lightning.checkpoints.load import identify
 
-    found = recognise(args.checkpoint, overrides=dict(args.override))
+    found = identify(args.checkpoint, overrides=dict(args.override))
     description = found.description
-    network, _ = found.outline()
+    network, _ = found.empty_network()
     kind, *rest = description.lines()
     print(f"kind         {kind}")
     print("\n".join([*rest, *gain_lines(description)]))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ilvr_lightning.checkpoints.description import Description, gain_lines
+from ilvr_lightning.checkpoints.description import ModelDescription, gain_lines
 from ilvr_lightning.checkpoints.families.native import data_set_of
 from ilvr_lightning.config.load import config_from_plain
 
@@ -49,7 +49,7 @@ The weights' metadata holds the whole configuration.
 NO_NOTES = "Licence and limits of the training images apply to what the model makes; say here which they are."
 
 
-def model_card(description: Description, notes: str = "", pictures: Sequence[str] = ()) -> str:
+def model_card(description: ModelDescription, notes: str = "", pictures: Sequence[str] = ()) -> str:
     """README.md for a folder of exported weights.
 
     Args:

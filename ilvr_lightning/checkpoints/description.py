@@ -15,7 +15,7 @@ FULL_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64, (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class ModelDescription:
     """A checkpoint's hyper-parameters, whoever wrote it."""
 
     kind: str
@@ -60,7 +60,7 @@ class Description:
         return lines
 
 
-def gain_lines(description: Description) -> list[str]:
+def gain_lines(description: ModelDescription) -> list[str]:
     """octave_gains for a reader, a line a preset."""
     lines = []
     for preset, by_factor in description.octave_gains.items():

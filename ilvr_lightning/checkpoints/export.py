@@ -1,4 +1,4 @@
-"""Checkpoints out: safetensors with a model card, ADM's state dict, a diffusers folder."""
+"""SaveCheckpoints out: safetensors with a model card, ADM's state dict, a diffusers folder."""
 
 import functools
 import json

@@ -99,7 +99,7 @@ def _check_sums(path: Path) -> None:
         try:
             with zipfile.ZipFile(path) as file:
                 broken = file.testzip()
-        except BROKEN as error:
+        except READ_ERRORS as error:
             broken = first_line(error)
         if broken is not None:
             raise UserError(
@@ -235,7 +235,7 @@ MOST_ITEMS = 1_000_000
 """Of a tuple, with those of the tuples in it."""
 
 
-BROKEN = (
+READ_ERRORS = (
     RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
     AssertionError, RecursionError, SafetensorError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip

@@ -8,23 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilvr_lightning.checkpoints.description import Description
-from ilvr_lightning.checkpoints.load import load_denoiser, make_network, recognise
+from ilvr_lightning.checkpoints.description import ModelDescription
+from ilvr_lightning.checkpoints.load import identify, load_denoiser, make_network
 from ilvr_lightning.config.schema import DiffusionConfig
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.blocks import Attention
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
 
-FREE = ("dropout", "attention_resolutions", "num_heads", "num_head_channels", "learn_sigma")
+MAY_DIFFER = ("dropout", "attention_resolutions", "num_heads", "num_head_channels", "learn_sigma")
 """Settings that may differ, or are compared by what they come to."""
 
 
-ASSUMED_AS = {"timestep_scale": "rescale_timesteps", "schedule": "noise_schedule", "num_timesteps": "diffusion_steps"}
+ADM_FLAG_NAMES = {
+    "timestep_scale": "rescale_timesteps",
+    "schedule": "noise_schedule",
+    "num_timesteps": "diffusion_steps",
+}
 """What our settings are called where they are assumed, unless by the same name."""
 
 
-def initialise(
+def load_weights_into(
     network: UNet,
     path: str | Path,
     diffusion: DiffusionConfig | None = None,
@@ -44,7 +48,7 @@ def initialise(
     Raises:
         UserError: the checkpoint cannot be read, or is another network; the message lists the settings to give.
     """
-    open_ = recognise(Path(path)).description.assumed_names
+    open_ = identify(Path(path)).description.assumed_names
     overrides: dict[str, Any] = {}
     if "diffusion_steps" in open_ and diffusion is not None and diffusion.betas is None:
         overrides = {"noise_schedule": diffusion.schedule, "diffusion_steps": diffusion.num_timesteps}
@@ -76,7 +80,7 @@ def initialise(
         say(f"             note: {note}")
 
 
-def _differences(network: UNet, theirs: Description, path: str | Path) -> list[str]:
+def _differences(network: UNet, theirs: ModelDescription, path: str | Path) -> list[str]:
     """Notes on where the networks may differ in what the file cannot tell.
 
     Raises:
@@ -86,13 +90,13 @@ def _differences(network: UNet, theirs: Description, path: str | Path) -> list[s
     differing = {
         f.name: getattr(model, f.name)
         for f in dataclasses.fields(UNetConfig)
-        if f.name not in FREE and getattr(model, f.name) != getattr(ours, f.name)
+        if f.name not in MAY_DIFFER and getattr(model, f.name) != getattr(ours, f.name)
     }
     notes = [
         f"its published default is model.{name}={_written(differing.pop(name))}, this run has "
         f"{_written(getattr(ours, name))}"
         for name in list(differing)
-        if ASSUMED_AS.get(name, name) in assumed
+        if ADM_FLAG_NAMES.get(name, name) in assumed
     ]
     with torch.device("meta"):
         other = make_network(theirs)

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from ilvr_lightning.checkpoints.description import Description, Overrides
+from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families import adm, ddim, diffusers, diffusers_scheduler
 from ilvr_lightning.checkpoints.families import native as own
 from ilvr_lightning.checkpoints.files import (
-    BROKEN,
+    READ_ERRORS,
     WHAT_LOADS,
     StateDict,
     Weights,
@@ -52,8 +52,8 @@ class LoadedDenoiser(Denoiser):
     """(C, H, W)."""
     clip: bool
     """Whether its authors' sampler clips the predicted x_0."""
-    description: Description
-    found: "Found"
+    description: ModelDescription
+    found: "CheckpointInfo"
     """Where it comes from."""
 
     def gains(self, preset: str, plan: SamplingPlan) -> dict[int, Gains]:
@@ -75,10 +75,10 @@ class LoadedDenoiser(Denoiser):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class CheckpointInfo:
     """A recognised checkpoint, not yet loaded."""
 
-    description: Description
+    description: ModelDescription
     weights: StateDict
     names: Callable[[Iterable[str]], dict[str, tuple[str, ...]]]
     """The file's names of each of our parameters."""
@@ -87,14 +87,14 @@ class Found:
     files: tuple[Path, ...] = ()
     """All that it was read from, where that is more than the weights."""
 
-    def outline(self) -> tuple[UNet, dict[str, tuple[str, ...]]]:
+    def empty_network(self) -> tuple[UNet, dict[str, tuple[str, ...]]]:
         """The network without memory, and the file's names for its parameters, once they are known to fit.
 
         Raises:
             UserError: they do not.
         """
         with torch.device("meta"):
-            network = _named(self.weights.path, lambda: make_network(self.description))
+            network = _prefix_errors(self.weights.path, lambda: make_network(self.description))
         names = self.names(network.state_dict())
         check_names(network, self.weights, names)
         return network, names
@@ -132,12 +132,12 @@ def load_denoiser(
     Raises:
         UserError: the file is missing, damaged, would execute something, or is no unconditional denoiser.
     """
-    found = recognise(Path(path), weights, overrides)
+    found = identify(Path(path), weights, overrides)
     description = found.description
     if say is not None:
         for line in (f"checkpoint   {path}: {description.lines()[0]}", *description.lines()[1:]):
             say(line)
-    network, names = found.outline()
+    network, names = found.empty_network()
     network = network.to_empty(device="cpu")
     fill(network, found.weights, names)
     diffusion = description.diffusion
@@ -154,7 +154,7 @@ def load_denoiser(
     return denoiser
 
 
-def make_network(description: Description) -> UNet:
+def make_network(description: ModelDescription) -> UNet:
     """The network that a description calls for.
 
     Raises:
@@ -169,7 +169,7 @@ def make_network(description: Description) -> UNet:
         raise UserError(f"the checkpoint's hyper-parameters make no network: {error}") from None
 
 
-def recognise(path: Path, weights: Weights = "ema", overrides: dict[str, Any] | None = None) -> Found:
+def identify(path: Path, weights: Weights = "ema", overrides: dict[str, Any] | None = None) -> CheckpointInfo:
     """What a path holds, told by content.
 
     Raises:
@@ -180,26 +180,26 @@ def recognise(path: Path, weights: Weights = "ema", overrides: dict[str, Any] | 
     content = read_content(path)
     if own.is_checkpoint(content):
         Overrides(overrides, {}, "a checkpoint of this project")
-        return _named(path, lambda: _own_checkpoint(path, content, weights))
+        return _prefix_errors(path, lambda: _own_checkpoint(path, content, weights))
     state = state_dict_of(path, content, weights)
     if own.KEY in state.metadata:
         Overrides(overrides, {}, "a file of this project")
-        description = _named(path, lambda: own.describe_metadata(state.metadata[own.KEY]))
-        return Found(description=description, weights=state, names=own.names)
+        description = _prefix_errors(path, lambda: own.describe_metadata(state.metadata[own.KEY]))
+        return CheckpointInfo(description=description, weights=state, names=own.names)
     return _foreign(path, content, state, overrides)
 
 
-def _named(path: Path, describe: Callable[[], T]) -> T:
+def _prefix_errors(path: Path, describe: Callable[[], T]) -> T:
     """What describe gives; its errors name the file."""
     try:
         return describe()
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except BROKEN as error:
+    except READ_ERRORS as error:
         raise UserError(f"{path} is a damaged checkpoint ({first_line(error)})") from None
 
 
-def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Found:
+def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> CheckpointInfo:
     key = "state_dict" if weights == "ema" else "current_model_state"
     state = content.get(key)
     if state is None:
@@ -208,7 +208,7 @@ def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Fo
         raise UserError(f"{path} is a damaged checkpoint: {key} holds something else than weights")
     network = {n: v for n, v in state.items() if n.startswith("network.")}
     shapes = {n.removeprefix("network."): shape for n, shape in shapes_of(path, network).items()}
-    return Found(
+    return CheckpointInfo(
         description=own.describe_checkpoint(content),
         weights=StateDict(path=path, keys=(key,), prefix="network.", shapes=shapes, identity=identity_of(path)),
         names=own.names,
@@ -216,11 +216,11 @@ def _own_checkpoint(path: Path, content: dict[str, Any], weights: Weights) -> Fo
     )
 
 
-def _foreign(path: Path, content: Any, state: StateDict, overrides: dict[str, Any] | None) -> Found:
+def _foreign(path: Path, content: Any, state: StateDict, overrides: dict[str, Any] | None) -> CheckpointInfo:
     for family in (adm, ddim):
         if family.recognises(state.shapes):
-            description = _named(path, functools.partial(family.describe, state.shapes, overrides))
-            return Found(
+            description = _prefix_errors(path, functools.partial(family.describe, state.shapes, overrides))
+            return CheckpointInfo(
                 description=description,
                 weights=state,
                 names=functools.partial(family.names, config=description.model),
@@ -234,23 +234,23 @@ def _foreign(path: Path, content: Any, state: StateDict, overrides: dict[str, An
     raise UserError(f"{path} holds {len(state.shapes)} weights of an unknown network ({some} ...); {WHAT_LOADS}")
 
 
-def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> Found:
+def _folder(path: Path, weights: Weights, overrides: dict[str, Any] | None) -> CheckpointInfo:
     if (path / "model.safetensors").is_file():
-        return recognise(path / "model.safetensors", weights, overrides)
+        return identify(path / "model.safetensors", weights, overrides)
     folder = diffusers.network_folder(path)
     if folder is not None:
-        _named(folder, lambda: diffusers.describe(folder, overrides))  # says so if it is another kind of model
+        _prefix_errors(folder, lambda: diffusers.describe(folder, overrides))  # says so if it is another kind of model
         file = diffusers.weights_file(folder)
         return _diffusers(folder, state_dict_of(file, read_content(file), weights), overrides)
     files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
     raise UserError(f"the folder {path} holds {files}; {WHAT_LOADS}")
 
 
-def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None) -> Found:
-    description = _named(folder, lambda: diffusers.describe(folder, overrides))
+def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None) -> CheckpointInfo:
+    description = _prefix_errors(folder, lambda: diffusers.describe(folder, overrides))
     names = functools.partial(diffusers.names, config=description.model, words=diffusers.words_of(state.shapes))
     files = [state.path, folder / "config.json", diffusers_scheduler.scheduler_file(folder)]
-    return Found(
+    return CheckpointInfo(
         description=description, weights=state, names=names, files=tuple(file for file in files if file is not None)
     )
 
@@ -267,4 +267,4 @@ def resumable(path: Path) -> tuple[Config, int]:
     step = content.get("global_step")
     if type(step) is not int or step < 0:
         raise UserError(f"{path} is a damaged checkpoint: its step is {step!r:.40}")
-    return _named(path, lambda: config_from_plain(content["hyper_parameters"]["config"])), step
+    return _prefix_errors(path, lambda: config_from_plain(content["hyper_parameters"]["config"])), step

@@ -11,7 +11,7 @@ from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan,
 from ilvr_lightning.models.config import UNetConfig
 
 
-def _require(condition: bool, message: str) -> None:
+def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
 
@@ -19,15 +19,13 @@ def _require(condition: bool, message: str) -> None:
 def _positive(section: str, settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        _require(
-            value is None or (math.isfinite(value) and value > 0), f"{section}.{name} must be above 0: got {value}"
-        )
+        _check(value is None or (math.isfinite(value) and value > 0), f"{section}.{name} must be above 0: got {value}")
 
 
 def _at_least_zero(section: str, settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        _require(
+        _check(
             value is None or (math.isfinite(value) and value >= 0), f"{section}.{name} must be at least 0: got {value}"
         )
 
@@ -54,7 +52,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.name is not None:
             plain = self.name.strip() and self.name not in (".", "..") and not set("/\\") & set(self.name)
-            _require(
+            _check(
                 bool(plain) and self.name.isprintable() and len(self.name.encode()) <= 200,
                 f"run.name must be one plain folder name: got {self.name!r}",
             )
@@ -107,26 +105,26 @@ class DataConfig:
             _positive("data", self, "batch_size")
         _positive("data", self, "epoch_images", "shuffle_window")
         _at_least_zero("data", self, "num_workers", "cache_mb")
-        _require(
+        _check(
             (self.num_workers or 0) <= MAX_WORKERS,
             f"data.num_workers must be at most {MAX_WORKERS}: got {self.num_workers}",
         )
-        _require(self.channels in (1, 3), f"data.channels must be 3 or 1: got {self.channels}")
+        _check(self.channels in (1, 3), f"data.channels must be 3 or 1: got {self.channels}")
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
-        _require(
+        _check(
             len(sides) <= 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides),
             f"data.image_size must be one whole number from 1 to {MAX_SIDE}, or two: got {self.image_size}",
         )
-        _require(self.path.strip() != "", "data.path is empty; give a folder, files, or a Hub name")
-        _require(
+        _check(self.path.strip() != "", "data.path is empty; give a folder, files, or a Hub name")
+        _check(
             self.validation_split != self.split,
             f"data.validation_split must be another split than data.split: got {self.split!r} for both",
         )
-        _require(
+        _check(
             0 < self.validation_fraction < 1,
             f"data.validation_fraction must be between 0 and 1: got {self.validation_fraction}",
         )
-        _require(
+        _check(
             not self.streaming or self.label is None,
             f"data.streaming=true reads every row, whatever its class: leave out data.label (got {self.label!r}), or "
             "data.streaming",
@@ -171,14 +169,14 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         _positive("diffusion", self, "num_timesteps")
-        _require(self.T <= MAX_TIMESTEPS, f"diffusion.num_timesteps must be at most {MAX_TIMESTEPS}: got {self.T}")
+        _check(self.T <= MAX_TIMESTEPS, f"diffusion.num_timesteps must be at most {MAX_TIMESTEPS}: got {self.T}")
         if self.betas is not None:
-            _require(
+            _check(
                 len(self.betas) > 0 and all(0 < beta < 1 for beta in self.betas),
                 "diffusion.betas must be a list of numbers, each above 0 and below 1",
             )
         elif self.schedule == "linear":
-            _require(
+            _check(
                 self.num_timesteps > 20,
                 f"diffusion.num_timesteps must be above 20 for the linear schedule: got {self.num_timesteps}",
             )
@@ -211,7 +209,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _positive("optim", self, "lr", "decay_steps", "grad_clip")
         _at_least_zero("optim", self, "weight_decay", "warmup_steps")
-        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1): got {list(self.betas)}")
+        _check(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1): got {list(self.betas)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +220,7 @@ class EMAConfig:
     """Approached over a warm-up: min(decay, (1 + n) / (10 + n)) after n steps."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.decay < 1, f"ema.decay must be in [0, 1): got {self.decay}")
+        _check(0 <= self.decay < 1, f"ema.decay must be in [0, 1): got {self.decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,15 +243,13 @@ class GridConfig:
     def __post_init__(self) -> None:
         _at_least_zero("grid", self, "every_n_epochs", "every_n_steps")
         _positive("grid", self, "samples")
-        _require(self.samples <= 64, f"grid.samples must be at most 64: got {self.samples}")
-        _require(
+        _check(self.samples <= 64, f"grid.samples must be at most 64: got {self.samples}")
+        _check(
             len(set(self.factors)) == len(self.factors) > 0,
             f"grid.factors must list factors, each once: got {list(self.factors)}",
         )
-        _require(
-            all(r.strip() for r in self.references), "grid.references holds an empty name; give pictures or folders"
-        )
-        _require(self.preset in PRESETS, f"grid.preset must be one of {', '.join(PRESETS)}: got {self.preset!r}")
+        _check(all(r.strip() for r in self.references), "grid.references holds an empty name; give pictures or folders")
+        _check(self.preset in PRESETS, f"grid.preset must be one of {', '.join(PRESETS)}: got {self.preset!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,20 +322,20 @@ class Config:
     """The Lightning Trainer's own arguments: devices, num_nodes, strategy, precision, max_epochs, max_steps ..."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, f"seed must be from 0 to {2**32 - 1}: got {self.seed}")
+        _check(0 <= self.seed < 2**32, f"seed must be from 0 to {2**32 - 1}: got {self.seed}")
         for name in ("resume", "init_from"):
-            _require(getattr(self, name) != "", f"{name} is empty; give a checkpoint, or leave it out")
+            _check(getattr(self, name) != "", f"{name} is empty; give a checkpoint, or leave it out")
         root = self.trainer.get("default_root_dir", "runs")
-        _require(isinstance(root, str) and root.strip() != "", "trainer.default_root_dir must be a folder's name")
-        _require(not (self.resume and self.init_from), "give resume or init_from, not both")
+        _check(isinstance(root, str) and root.strip() != "", "trainer.default_root_dir must be a folder's name")
+        _check(not (self.resume and self.init_from), "give resume or init_from, not both")
         self.model.check_size(*self.data.size)
         for factor in self.grid.factors:
             check_factor(factor, self.data.size, "grid.factors")
         self.model.check_attention(self.data.size[0])
         plan = self.grid_plan.resolved(self.diffusion.T)
         for name in ("condition_from", "condition_to"):
-            _require(isinstance(getattr(plan, name), int), f"sampling.{name} must be one number for grids")
-        _require(
+            _check(isinstance(getattr(plan, name), int), f"sampling.{name} must be one number for grids")
+        _check(
             plan.variance != "learned" or self.model.learn_sigma,
             "sampling.variance=learned needs model.learn_sigma=true; give small, large or auto",
         )
@@ -367,13 +363,13 @@ def portable(plain: dict[str, Any]) -> dict[str, Any]:
         **plain,
         "resume": None,
         "init_from": None,
-        "data": {**plain["data"], "path": data_set_name(plain["data"]["path"])},
+        "data": {**plain["data"], "path": public_dataset_name(plain["data"]["path"])},
         "grid": {**plain["grid"], "references": ()},
         "trainer": {key: value for key, value in plain["trainer"].items() if key != "default_root_dir"},
     }
 
 
-def data_set_name(path: str) -> str:
+def public_dataset_name(path: str) -> str:
     """A data set's path as it may be told: the last part alone of one that only this machine has."""
     elsewhere = path.startswith(("/", "~", ".", "file:")) or "\\" in path or path[1:2] == ":"
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if elsewhere else path

@@ -17,7 +17,7 @@ Decode = Callable[[int], Pixels]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodedRows:
+class DecodedImages:
     """The good rows of a split."""
 
     pixels: Pixels
@@ -28,7 +28,7 @@ class DecodedRows:
     """What is wrong with each of the others."""
 
 
-def decode_rows(count: int, shape: tuple[int, int, int], decode: Decode, skip_broken: bool) -> DecodedRows:
+def decode_all(count: int, shape: tuple[int, int, int], decode: Decode, skip_broken: bool) -> DecodedImages:
     """Decode a split into memory.
 
     Args:
@@ -43,9 +43,9 @@ def decode_rows(count: int, shape: tuple[int, int, int], decode: Decode, skip_br
     return _fill(np.empty((count, *shape), dtype=np.uint8), count, decode, skip_broken)
 
 
-def map_rows(
+def open_cache(
     folder: Path, fingerprint: str, count: int, shape: tuple[int, int, int], decode: Decode, skip_broken: bool
-) -> DecodedRows:
+) -> DecodedImages:
     """The same through a file, made by whoever comes first and mapped read-only by everyone.
 
     Args:
@@ -64,11 +64,11 @@ def map_rows(
     path = folder / f"{name}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{name}.lock"):
-        pixels = _mapped(path, (count, *shape))
+        pixels = _open_existing(path, (count, *shape))
         if pixels is None:
             partial = folder / f".{name}.partial.npy"
             try:
-                made = _fill(_reserved(partial, (count, *shape)), count, decode, skip_broken)
+                made = _fill(_allocate(partial, (count, *shape)), count, decode, skip_broken)
                 if made.broken:  # which may be mended by the next run
                     return replace(made, pixels=np.array(made.pixels))
                 _flush(partial)
@@ -76,10 +76,10 @@ def map_rows(
             finally:
                 partial.unlink(missing_ok=True)
             pixels = np.load(path, mmap_mode="r")
-    return DecodedRows(pixels=pixels, good=list(range(count)), broken={})
+    return DecodedImages(pixels=pixels, good=list(range(count)), broken={})
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+def _open_existing(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     """A whole file of this shape, or None."""
     try:
         pixels: Pixels = np.load(path, mmap_mode="r")
@@ -88,7 +88,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
-def _reserved(path: Path, shape: tuple[int, ...]) -> Pixels:
+def _allocate(path: Path, shape: tuple[int, ...]) -> Pixels:
     """A new array in a file whose blocks are taken: to run out of them in the mapped pages would kill the process."""
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):
@@ -106,7 +106,7 @@ FORMAT = 1
 """Of the files; a change of how pictures are decoded or fitted raises it."""
 
 
-def _fill(pixels: Pixels, count: int, decode: Decode, skip_broken: bool) -> DecodedRows:
+def _fill(pixels: Pixels, count: int, decode: Decode, skip_broken: bool) -> DecodedImages:
     good: list[int] = []
     broken: dict[int, str] = {}
     for row, result in enumerate(_in_threads(decode, range(count))):
@@ -117,7 +117,7 @@ def _fill(pixels: Pixels, count: int, decode: Decode, skip_broken: bool) -> Deco
             broken[row] = str(result)
         else:
             raise result
-    return DecodedRows(pixels=pixels[: len(good)], good=good, broken=broken)
+    return DecodedImages(pixels=pixels[: len(good)], good=good, broken=broken)
 
 
 def _in_threads(decode: Decode, rows: Iterable[int]) -> Iterable[Pixels | BrokenImageError]:

@@ -1,4 +1,4 @@
-"""HFImageDataModule: images from the Hugging Face Hub, a folder or Parquet, as (B, C, H, W) in [-1, 1]."""
+"""ImageDataModule: images from the Hugging Face Hub, a folder or Parquet, as (B, C, H, W) in [-1, 1]."""
 
 import os
 import signal
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.cache import decode_rows, map_rows
+from ilvr_lightning.data.cache import decode_all, open_cache
 from ilvr_lightning.data.images import BrokenImageError, Pixels, from_tensor, to_tensor
-from ilvr_lightning.data.order import TrainBatches, ValidationShare, _too_large
+from ilvr_lightning.data.order import TrainBatchSampler, ValidationSampler, _too_large
 from ilvr_lightning.data.references import Reference, find_images, read_references
-from ilvr_lightning.data.shards import Shards, open_shards
-from ilvr_lightning.data.sources import Rows, fitted_pixels, open_splits
+from ilvr_lightning.data.shards import ParquetSource, open_shards
+from ilvr_lightning.data.sources import Rows, decode_image_at, open_splits
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.runtime.signals import STATUS
@@ -26,11 +26,11 @@ from ilvr_lightning.runtime.signals import STATUS
 Batch = dict[str, Tensor]
 
 
-PADDING = -1
+PADDING_INDEX = -1
 """Index of an image that counts for nothing in validation: it fills up a rank's share or replaces a broken one."""
 
 
-class ImageRows(Dataset[tuple[Tensor, int, int]]):
+class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     """Rows of a split, decoded, fitted and, where they are few, kept: in a file of the cache folder, or in memory.
 
     A broken row gives the next good one in its place and is named, as its split counts, by the third value; -1 where
@@ -55,10 +55,10 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """Image (C, H, W) in [-1, 1], its index (or PADDING), the row that was broken (or -1)."""
+        """Image (C, H, W) in [-1, 1], its index (or PADDING_INDEX), the row that was broken (or -1)."""
         row = index if index >= 0 else -index - 1
         pixels, broken = self._pixels(row)
-        return to_tensor(pixels), index if index >= 0 and broken < 0 else PADDING, broken
+        return to_tensor(pixels), index if index >= 0 and broken < 0 else PADDING_INDEX, broken
 
     def _pixels(self, row: int) -> tuple[Pixels, int]:
         if self.cache is not None:
@@ -73,7 +73,7 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
         raise UserError(f"data.path={self.config.path}: no image in it can be read")
 
     def _decode(self, row: int) -> Pixels:
-        return fitted_pixels(self.rows, row, self.rows.image_bytes(row), self.config)
+        return decode_image_at(self.rows, row, self.rows.image_bytes(row), self.config)
 
     def _fill_cache(self, folder: Path | None) -> None:
         """Decode everything once; broken rows leave the set here, named and counted."""
@@ -82,12 +82,12 @@ class ImageRows(Dataset[tuple[Tensor, int, int]]):
         made, fingerprint = None, self.rows.fingerprint
         if folder is not None and fingerprint is not None:
             try:
-                made = map_rows(folder, fingerprint, len(self.rows), shape, self._decode, skip)
+                made = open_cache(folder, fingerprint, len(self.rows), shape, self._decode, skip)
             except OSError as error:  # a full disk, or one that may not be written
                 reason = f"{folder} cannot be written ({error.strerror})"
                 warnings.warn(f"decoded images stay in memory: {reason}", stacklevel=2)
         if made is None:
-            made = decode_rows(len(self.rows), shape, self._decode, skip)
+            made = decode_all(len(self.rows), shape, self._decode, skip)
         if not made.good:
             raise UserError(f"data.path={self.config.path}: no image in it can be read")
         self.cache, self.broken = made.pixels, made.broken
@@ -100,7 +100,7 @@ def collate(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
     return {"image": torch.stack(images), "index": torch.tensor(indices), "broken": torch.tensor(broken)}
 
 
-def _leave_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """A signal to the whole group is the main process's to answer: it ends its workers itself."""
     for number in STATUS:
         signal.signal(number, signal.SIG_IGN)
@@ -111,7 +111,7 @@ def collate_pinned(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
     return {name: value.pin_memory() for name, value in collate(samples).items()}
 
 
-class HFImageDataModule(pl.LightningDataModule):
+class ImageDataModule(pl.LightningDataModule):
     """Training and validation images.
 
     Args:
@@ -128,8 +128,8 @@ class HFImageDataModule(pl.LightningDataModule):
         self.config = config
         self.seed = seed
         self.cache = cache
-        self.train: ImageRows | None = None
-        self.validation: ImageRows | None = None
+        self.train: ImageDataset | None = None
+        self.validation: ImageDataset | None = None
         self._seen_broken: set[tuple[str, int]] = set()
 
     def setup(self, stage: str | None = None) -> None:
@@ -137,8 +137,8 @@ class HFImageDataModule(pl.LightningDataModule):
         if self.train is not None:
             return
         train, validation = open_shards(self.config) if self.config.streaming else open_splits(self.config, self.seed)
-        self.train = ImageRows(train, self.config, self.cache, keep=not self.config.streaming)
-        self.validation = ImageRows(validation, self.config, self.cache)
+        self.train = ImageDataset(train, self.config, self.cache, keep=not self.config.streaming)
+        self.validation = ImageDataset(validation, self.config, self.cache)
         for part, rows in (("train", self.train), ("validation", self.validation)):
             for message in list(rows.broken.values())[:5]:
                 warnings.warn(message, stacklevel=2)
@@ -150,7 +150,7 @@ class HFImageDataModule(pl.LightningDataModule):
         """How many images there are, in words."""
         assert self.train is not None and self.validation is not None
         rows = self.train.rows
-        streamed = f" (streamed from {len(rows.files):,} Parquet shards)" if isinstance(rows, Shards) else ""
+        streamed = f" (streamed from {len(rows.files):,} Parquet shards)" if isinstance(rows, ParquetSource) else ""
         return f"{len(self.train):,} images to train on{streamed}, {len(self.validation):,} to validate on"
 
     def references(self, patterns: Sequence[str]) -> list[Reference]:
@@ -162,7 +162,7 @@ class HFImageDataModule(pl.LightningDataModule):
         rows = range(min(4, len(self.validation)))
         return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]
 
-    def check_shares(self, trainer: pl.Trainer) -> int:
+    def check_batch_size(self, trainer: pl.Trainer) -> int:
         """The number of parts that a global batch is shared out in.
 
         Raises:
@@ -183,14 +183,16 @@ class HFImageDataModule(pl.LightningDataModule):
         """The rows of a step's global batch (B,), in the order of their places, as the training split counts them."""
         assert self.train is not None
         rows = self.train.rows
-        order = stream_order(rows, self.config, self.seed) if isinstance(rows, Shards) else self._batches(len(rows))
+        order = (
+            stream_order(rows, self.config, self.seed) if isinstance(rows, ParquetSource) else self._batches(len(rows))
+        )
         return [rows.number(row) for row in order.batch(step).tolist()]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]] | StreamBatches:
         assert self.train is not None and self.trainer is not None
         trainer, rows = self.trainer, self.train.rows
-        shares = (self.check_shares(trainer), trainer.global_rank, trainer.world_size, lambda: trainer.global_step)
-        if not isinstance(rows, Shards):
+        shares = (self.check_batch_size(trainer), trainer.global_rank, trainer.world_size, lambda: trainer.global_step)
+        if not isinstance(rows, ParquetSource):
             return self._loader(self.train, batch_sampler=self._batches(len(rows), *shares))
         order, steps = stream_order(rows, self.config, self.seed), self.config.steps_per_epoch(len(rows))
         return StreamBatches(
@@ -200,14 +202,14 @@ class HFImageDataModule(pl.LightningDataModule):
 
     def _batches(
         self, length: int, parts: int = 1, rank: int = 0, world: int = 1, position: Callable[[], int] = int
-    ) -> TrainBatches:
+    ) -> TrainBatchSampler:
         config = self.config
         steps = config.steps_per_epoch(length)
-        return TrainBatches(length, config.global_batch, parts, rank, world, self.seed, position, steps)
+        return TrainBatchSampler(length, config.global_batch, parts, rank, world, self.seed, position, steps)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
         assert self.validation is not None and self.trainer is not None
-        share = ValidationShare(len(self.validation), self.trainer.global_rank, self.trainer.world_size)
+        share = ValidationSampler(len(self.validation), self.trainer.global_rank, self.trainer.world_size)
         batch_size = max(1, self.config.global_batch // self.trainer.world_size)
         return self._loader(self.validation, sampler=share, batch_size=batch_size)
 
@@ -226,7 +228,7 @@ class HFImageDataModule(pl.LightningDataModule):
     def _cached(self) -> bool:
         return all(rows is not None and rows.cache is not None for rows in (self.train, self.validation))
 
-    def _loader(self, rows: ImageRows, **options: Any) -> DataLoader[tuple[Tensor, int, int]]:
+    def _loader(self, rows: ImageDataset, **options: Any) -> DataLoader[tuple[Tensor, int, int]]:
         # A worker would be forked off amid the threads of a stream.
         idle = self.config.streaming or (self.config.num_workers is None and rows.cache is not None)
         workers = 0 if idle else self._workers()
@@ -235,7 +237,7 @@ class HFImageDataModule(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
             **options,
         )

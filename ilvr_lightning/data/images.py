@@ -106,7 +106,7 @@ def decoded(source: Path | bytes, use: Callable[[Image.Image], Decoded]) -> Deco
     Raises:
         BrokenImageError: it cannot be decoded, or would take too much memory.
     """
-    _hush_pillow()
+    _ignore_pillow_warnings()
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise OSError("it is no file")  # a pipe or a device, which may never end
@@ -132,7 +132,7 @@ def decoded(source: Path | bytes, use: Callable[[Image.Image], Decoded]) -> Deco
 PILLOWS_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-def _hush_pillow() -> None:
+def _ignore_pillow_warnings() -> None:
     """Ignore what Pillow warns of (odd metadata, sizes that are no bomb yet), in all threads and from now on.
 
     catch_warnings would lose the warnings of the other threads meanwhile, and put back their filters.

@@ -20,7 +20,7 @@ class Window(NamedTuple):
     number: int
 
 
-class StreamOrder:
+class WindowedOrder:
     """Which row of the shards stands at each place of each step.
 
     A pass over N rows puts the shards in an order by (seed, pass). The ring of rows that they make begins at a row by
@@ -44,8 +44,8 @@ class StreamOrder:
         self.length = int(self.counts.sum()) // self.lanes
         self.window = max(1, min(window // self.lanes, self.length))
         self.steps_per_pass = self.length // self.share
-        self._line = lru_cache(4)(self._line_anew)
-        self._shuffled = lru_cache(4 * self.lanes)(self._shuffled_anew)
+        self._line = lru_cache(4)(self._shard_order)
+        self._shuffled = lru_cache(4 * self.lanes)(self._window_permutation)
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """The rows of a global batch (B,), in the order of their places."""
@@ -78,7 +78,7 @@ class StreamOrder:
         ((shard, first, _),) = self._pieces(window, self.span(window)[0] + index, 1)
         return int(self.starts[shard]) + first
 
-    def rest_of_lane(self, window: Window) -> list[tuple[int, int, int]]:
+    def lane_from(self, window: Window) -> list[tuple[int, int, int]]:
         """(shard, first row, row after the last) that a lane reads from the beginning of a window on."""
         first = self.span(window)[0]
         return list(self._pieces(window, first, self.length - first))
@@ -98,19 +98,19 @@ class StreamOrder:
             count -= until - row
             row = until % ends[-1]
 
-    def _line_anew(self, number_of_pass: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    def _shard_order(self, number_of_pass: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """The shards in the order of a pass, where each ends, and which row of them comes first."""
         random = np.random.default_rng(derive_seed(self.seed, "shards", number_of_pass))
         order = random.permutation(len(self.counts))
         ends = np.cumsum(self.counts[order])
         return order, ends, int(random.integers(ends[-1]))
 
-    def _shuffled_anew(self, window: Window) -> NDArray[np.int64]:
+    def _window_permutation(self, window: Window) -> NDArray[np.int64]:
         first, last = self.span(window)
         return np.random.default_rng(derive_seed(self.seed, "window", *window)).permutation(last - first)
 
 
-class TrainBatches(Sampler[list[int]]):
+class TrainBatchSampler(Sampler[list[int]]):
     """This rank's share of each global batch; the order follows from (seed, epoch), the place from the step alone.
 
     So another number of devices or a resumed run changes nothing: iteration starts at the step that `position` tells.
@@ -163,7 +163,7 @@ def _too_large(global_batch: int, length: int) -> str:
     return f"data.batch_size must be at most the number of training images, {length}: got {global_batch}"
 
 
-class ValidationShare(Sampler[int]):
+class ValidationSampler(Sampler[int]):
     """Every world-th image; shares are filled up to equal length by negative indices, which count for nothing."""
 
     def __init__(self, length: int, rank: int, world: int) -> None:

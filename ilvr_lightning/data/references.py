@@ -110,7 +110,7 @@ def fitted(name: str, image: Image.Image, size: tuple[int, int], channels: int, 
         if values.max() == 0:
             raise UserError(f"the reference {name} is transparent all over; give one that shows something")
         if values.min() < 255:
-            mask, image = to_pixels(fit_mask(alpha, size, fit)), _filled(image)
+            mask, image = to_pixels(fit_mask(alpha, size, fit)), _inpaint_transparent(image)
             if not mask.any():
                 raise UserError(
                     f"the reference {name} is transparent in all of the part that is used; crop it, or give --fit pad"
@@ -119,7 +119,7 @@ def fitted(name: str, image: Image.Image, size: tuple[int, int], channels: int, 
     return Reference(name=name, pixels=pixels, mask=mask, size=(image.height, image.width))
 
 
-def _filled(image: Image.Image) -> Image.Image:
+def _inpaint_transparent(image: Image.Image) -> Image.Image:
     """RGBA to RGB; transparent parts take the colours nearest to them, so that phi meets no edge there.
 
     Pull-push (Gortler et al. 1996): what a level does not have comes from the next coarser one.
@@ -138,7 +138,7 @@ def _filled(image: Image.Image) -> Image.Image:
     return to_image(from_tensor(2 * filled[0] - 1))
 
 
-def as_mask(image: Image.Image) -> Image.Image:
+def to_mask(image: Image.Image) -> Image.Image:
     """A picture of any mode as a greyscale mask; its transparent parts are not followed."""
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
@@ -256,7 +256,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class RowsOf:
+class DatasetReferences:
     """Rows of a data set's split, from first on."""
 
     image_bytes: Callable[[int], Path | bytes]
@@ -309,7 +309,7 @@ class References(Sequence[Reference]):
         self._ends = list(accumulate(len(part) for part in parts))
         self._size, self._channels, self._fit, self._masks = size, channels, fit, list(masks)
         self._read = functools.lru_cache(CACHED)(self._read_anew)
-        self._mask = functools.lru_cache(1)(functools.partial(decoded, use=as_mask))
+        self._mask = functools.lru_cache(1)(functools.partial(decoded, use=to_mask))
         total = self._ends[-1] if self._ends else 0
         names = [part.name(row) for part in parts for row in range(len(part))]
         check_names(names)
@@ -411,7 +411,7 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-FROM_DATA_SET = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
+DATASET_REFERENCE = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
 
 
 def find_references(
@@ -434,16 +434,16 @@ def find_references(
     channels, height, width = shape
     parts: list[Part] = []
     for pattern in given:
-        match = FROM_DATA_SET.fullmatch(pattern)
+        match = DATASET_REFERENCE.fullmatch(pattern)
         if match and not Path(pattern).exists():
-            parts.append(_rows_of(match))
+            parts.append(_dataset_reference(match))
         else:
             parts.append(Files(find_images([pattern], setting)))
     paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
     return References(parts, (height, width), channels, fit, paths)
 
 
-def _rows_of(match: re.Match[str]) -> RowsOf:
+def _dataset_reference(match: re.Match[str]) -> DatasetReferences:
     from ilvr_lightning.data.sources import open_splits
 
     try:
@@ -454,4 +454,4 @@ def _rows_of(match: re.Match[str]) -> RowsOf:
     first, last = int(match["first"] or 0), min(int(match["last"] or len(rows)), len(rows))
     if first >= last:
         raise UserError(f"--ref {match[0]}: it holds {len(rows)} images; the part asked for is empty")
-    return RowsOf(rows.image_bytes, match["path"], match["split"], first, last - first)
+    return DatasetReferences(rows.image_bytes, match["path"], match["split"], first, last - first)

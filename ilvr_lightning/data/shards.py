@@ -33,7 +33,7 @@ PAUSE = 1.0
 """Seconds before the first of them; each waits for twice as long."""
 
 
-class EncodedRows:
+class InMemorySource:
     """A few rows in memory, encoded."""
 
     fingerprint: str | None = None
@@ -52,12 +52,12 @@ class EncodedRows:
         """The encoded image, or the file that holds it."""
         return self.values[row]
 
-    def select(self, rows: Sequence[int]) -> "EncodedRows":
+    def select(self, rows: Sequence[int]) -> "InMemorySource":
         """Some of the rows, in the order given."""
-        return EncodedRows([self.values[row] for row in rows], [self.numbers[row] for row in rows], self.name)
+        return InMemorySource([self.values[row] for row in rows], [self.numbers[row] for row in rows], self.name)
 
 
-class Shards:
+class ParquetSource:
     """The image column of Parquet files, as one split whose rows are counted through them in the order given.
 
     Args:
@@ -85,21 +85,21 @@ class Shards:
 
     def image_bytes(self, row: int) -> Encoded:
         """The encoded image, or the file that holds it; its row group is read for it alone."""
-        return next(self._span(row, row + 1))
+        return next(self._read_range(row, row + 1))
 
-    def select(self, rows: Sequence[int]) -> EncodedRows:
+    def select(self, rows: Sequence[int]) -> InMemorySource:
         """Some of the rows, in the order given, read into memory."""
         values: list[Encoded] = []
         chosen = np.asarray(rows, dtype=np.int64)
         for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
-            values += self._span(int(run[0]), int(run[-1]) + 1) if len(run) else ()
-        return EncodedRows(values, chosen.tolist(), self.name)
+            values += self._read_range(int(run[0]), int(run[-1]) + 1) if len(run) else ()
+        return InMemorySource(values, chosen.tolist(), self.name)
 
-    def head(self, count: int) -> "Shards":
+    def head(self, count: int) -> "ParquetSource":
         """The first rows."""
-        return Shards(self.files, self.groups, count, self.column, self.name)
+        return ParquetSource(self.files, self.groups, count, self.column, self.name)
 
-    def _span(self, first: int, last: int) -> Iterator[Encoded]:
+    def _read_range(self, first: int, last: int) -> Iterator[Encoded]:
         for shard, (start, count) in enumerate(zip(self.starts.tolist(), self.counts, strict=True)):
             if max(first, start) < min(last, start + count):
                 yield from self.read(shard, max(first, start) - start, min(last, start + count) - start)
@@ -148,7 +148,7 @@ class Shards:
                     row += len(batch)
 
 
-def open_shards(config: DataConfig) -> tuple[Shards, Rows]:
+def open_shards(config: DataConfig) -> tuple[ParquetSource, Rows]:
     """The training and the validation rows: the first of a validation split, or the last of the only one, in memory.
 
     Raises:
@@ -200,7 +200,7 @@ def _files(config: DataConfig) -> dict[str, list[str]]:
     raise UserError(f"data.path={config.path} is no Parquet, which data.streaming=true reads; {advice}")
 
 
-def _shards(files: Sequence[str], config: DataConfig, split: str) -> Shards:
+def _shards(files: Sequence[str], config: DataConfig, split: str) -> ParquetSource:
     """The files with their numbers of rows, of which their footers tell."""
     import datasets
 
@@ -218,7 +218,7 @@ def _shards(files: Sequence[str], config: DataConfig, split: str) -> Shards:
                 f"data.image_column must be given: it is {columns[0]} in {files[0]}, {columns[-1]} in {file}"
             )
     groups = [groups for groups, _ in footers]
-    return Shards(files, groups, sum(map(sum, groups)), columns[0], f"{Path(config.path).name}/{split}")
+    return ParquetSource(files, groups, sum(map(sum, groups)), columns[0], f"{Path(config.path).name}/{split}")
 
 
 def _footer(file: str) -> tuple[list[int], Any]:

@@ -34,7 +34,7 @@ class Rows(Protocol):
     def select(self, rows: Sequence[int]) -> "Rows": ...
 
 
-class HFRows:
+class DatasetSource:
     """A split of a Hugging Face data set, with its image column left encoded.
 
     `datasets` would turn a 16-bit PNG white and drop alpha; the project decodes for itself.
@@ -61,11 +61,11 @@ class HFRows:
         """The encoded image, or the file that holds it."""
         return encoded(self.dataset[int(row)][self.column])
 
-    def select(self, rows: Sequence[int]) -> "HFRows":
+    def select(self, rows: Sequence[int]) -> "DatasetSource":
         """Some of the rows, in the order given."""
         chosen = np.asarray(rows, dtype=np.int64)
         numbers = chosen if self.numbers is None else self.numbers[chosen]
-        selected = HFRows(self.dataset.select(rows), self.column, self.name, numbers)
+        selected = DatasetSource(self.dataset.select(rows), self.column, self.name, numbers)
         if self.fingerprint is None:
             selected.fingerprint = None
         return selected
@@ -81,7 +81,7 @@ def encoded(value: Any) -> bytes | Path:
     return value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
 
 
-def fitted_pixels(rows: Rows, row: int, source: bytes | Path, config: DataConfig) -> Pixels:
+def decode_image_at(rows: Rows, row: int, source: bytes | Path, config: DataConfig) -> Pixels:
     """A row's image (H, W, C), 8-bit.
 
     Raises:
@@ -197,9 +197,9 @@ def explain(path: str, error: Exception) -> str:
     return f"data.path={path} could not be loaded: {first or kind}"
 
 
-def _rows(dataset: Any, config: DataConfig, split: str) -> HFRows:
-    rows = HFRows(dataset, image_column(dataset.features, config), f"{Path(config.path).name}/{split}")
-    return rows if config.label is None else rows.select(_of_class(dataset, config.label, config.path))
+def _rows(dataset: Any, config: DataConfig, split: str) -> DatasetSource:
+    rows = DatasetSource(dataset, image_column(dataset.features, config), f"{Path(config.path).name}/{split}")
+    return rows if config.label is None else rows.select(_rows_with_label(dataset, config.label, config.path))
 
 
 def image_column(features: Mapping[str, Any], config: DataConfig) -> str:
@@ -226,7 +226,7 @@ def image_column(features: Mapping[str, Any], config: DataConfig) -> str:
     return column
 
 
-def _of_class(dataset: Any, label: str, path: str) -> list[int]:
+def _rows_with_label(dataset: Any, label: str, path: str) -> list[int]:
     """The rows of one class, by its name."""
     import datasets
 

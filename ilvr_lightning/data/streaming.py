@@ -12,34 +12,34 @@ from torch import Tensor
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.images import BrokenImageError, to_tensor
-from ilvr_lightning.data.order import StreamOrder, Window
-from ilvr_lightning.data.shards import Encoded, Shards
-from ilvr_lightning.data.sources import fitted_pixels
+from ilvr_lightning.data.order import Window, WindowedOrder
+from ilvr_lightning.data.shards import Encoded, ParquetSource
+from ilvr_lightning.data.sources import decode_image_at
 from ilvr_lightning.errors import UserError
 
 Sample = tuple[Tensor, int, int]
 
 
-FURTHER = 64
+MAX_REPLACEMENT_ROWS = 64
 """Rows that are tried where a whole window is broken."""
 
 
-LANES = 32
+MAX_LANES = 32
 """Parts at most that a pass is read in side by side; each keeps a file open."""
 
 
-READERS = 8
+READER_THREADS = 8
 """Threads that read shards; those that decode are data.num_workers."""
 
 
-AHEAD = 2
+PREFETCH_BATCHES = 2
 """Micro-batches that are being decoded while one is trained on."""
 
 
-def stream_order(shards: Shards, config: DataConfig, seed: int) -> StreamOrder:
+def stream_order(shards: ParquetSource, config: DataConfig, seed: int) -> WindowedOrder:
     """The order of a set's rows; two lanes seldom read of one row group."""
-    lanes = min(LANES, sum(map(len, shards.groups)))
-    return StreamOrder(shards.counts, config.global_batch, lanes, config.shuffle_window, seed)
+    lanes = min(MAX_LANES, sum(map(len, shards.groups)))
+    return WindowedOrder(shards.counts, config.global_batch, lanes, config.shuffle_window, seed)
 
 
 class StreamBatches:
@@ -62,7 +62,7 @@ class StreamBatches:
     """
 
     def __init__(
-        self, shards: Shards, order: StreamOrder, config: DataConfig, parts: int, rank: int, world: int,
+        self, shards: ParquetSource, order: WindowedOrder, config: DataConfig, parts: int, rank: int, world: int,
         position: Callable[[], int], steps: int, threads: int, collate: Callable[[list[Sample]], dict[str, Tensor]],
     ) -> None:  # fmt: skip
         self.collate = collate
@@ -78,14 +78,14 @@ class StreamBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         first = self.position()
         lanes = sorted({place // self.order.share for places in self.places for place in places})
-        with _pool(self.threads, "decode") as pool, _Reading(self.shards, self.order, lanes, self._read) as reading:
+        with _pool(self.threads, "decode") as pool, _Prefetcher(self.shards, self.order, lanes, self._read) as reading:
             waiting: deque[list[Future[Sample]]] = deque()
             for step in range(first, first + self.steps):
-                reading.go_on_to(step)
+                reading.advance_to(step)
                 for places in self.places:
                     served = [self.order.window_at(step, place) for place in places]
                     waiting.append([pool.submit(self._decode, reading.encoded(w), w, index) for w, index in served])
-                    if len(waiting) > AHEAD:
+                    if len(waiting) > PREFETCH_BATCHES:
                         yield self.collate([image.result() for image in waiting.popleft()])
             while waiting:
                 yield self.collate([image.result() for image in waiting.popleft()])
@@ -94,7 +94,7 @@ class StreamBatches:
         wanted = self.order.row(window, index)
         for row, source in self._candidates(read.result(), window, index):
             try:
-                pixels = fitted_pixels(self.shards, row, source, self.config)
+                pixels = decode_image_at(self.shards, row, source, self.config)
             except BrokenImageError:
                 if self.config.on_broken == "stop":
                     raise
@@ -107,7 +107,7 @@ class StreamBatches:
         for i in (*range(index, len(read)), *range(index)):
             yield self.order.row(window, i), read[i]
         last = self.order.row(window, len(read) - 1)
-        for row in range(last + 1, last + 1 + FURTHER):
+        for row in range(last + 1, last + 1 + MAX_REPLACEMENT_ROWS):
             yield row % len(self.shards), self.shards.image_bytes(row % len(self.shards))
 
 
@@ -121,24 +121,28 @@ def _pool(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-class _Reading:
+class _Prefetcher:
     """The windows of some lanes, read half a window ahead of the step; those that are read outlive it in `kept`."""
 
     def __init__(
-        self, shards: Shards, order: StreamOrder, lanes: Sequence[int], kept: dict[Window, Future[list[Encoded]]]
+        self,
+        shards: ParquetSource,
+        order: WindowedOrder,
+        lanes: Sequence[int],
+        kept: dict[Window, Future[list[Encoded]]],
     ) -> None:
         self.order, self.kept = order, kept
         self._closed = threading.Event()
-        self._lanes = {lane: _Lane(shards, order, self._closed) for lane in lanes}
+        self._lanes = {lane: _LaneReader(shards, order, self._closed) for lane in lanes}
         self._windows: dict[Window, Future[list[Encoded]]] = {}
         self._last: dict[int, Future[list[Encoded]]] = {}
         self._asked_to = 0
         self._stack = ExitStack()
 
-    def __enter__(self) -> "_Reading":
+    def __enter__(self) -> "_Prefetcher":
         self._windows = dict(self.kept)
         self.kept.clear()
-        self._pool = self._stack.enter_context(_pool(min(READERS, len(self._lanes)), "read"))
+        self._pool = self._stack.enter_context(_pool(min(READER_THREADS, len(self._lanes)), "read"))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -154,7 +158,7 @@ class _Reading:
         """The images of a window, of the step that was gone on to."""
         return self._windows[window]
 
-    def go_on_to(self, step: int) -> None:
+    def advance_to(self, step: int) -> None:
         """Drop what lies behind a step, and ask for what it needs and for what comes next."""
         first = {lane: self.order.windows(step, lane)[0] for lane in self._lanes}
         self._windows = {w: read for w, read in self._windows.items() if w.lane in first and w >= first[w.lane]}
@@ -168,10 +172,10 @@ class _Reading:
         self._asked_to = until
 
 
-class _Lane:
+class _LaneReader:
     """Reads the windows of a lane in order, each from where the one before ended."""
 
-    def __init__(self, shards: Shards, order: StreamOrder, closed: threading.Event) -> None:
+    def __init__(self, shards: ParquetSource, order: WindowedOrder, closed: threading.Event) -> None:
         self.shards, self.order, self.closed = shards, order, closed
         self._rows: Generator[Encoded] | None = None
         self._next: Window | None = None
@@ -193,7 +197,7 @@ class _Lane:
         return images
 
     def _from(self, window: Window) -> Generator[Encoded]:
-        for shard, first, last in self.order.rest_of_lane(window):
+        for shard, first, last in self.order.lane_from(window):
             yield from self.shards.read(shard, first, last, self.closed.wait)
 
     def close(self) -> None:

@@ -123,7 +123,7 @@ class ILVRRun:
         if fresh and not self.settings.has_gains:
             return prediction
         s = max((u for u in self.timesteps if u < t), default=0)
-        inside = self._inside(s)
+        inside = self._is_conditioned(s)
         if not any(inside):
             self._before = None
             return prediction
@@ -131,7 +131,7 @@ class ILVRRun:
         self._before = (t, prediction.eps, inside)
         x0 = refined = prediction.x0
         if self._octaves is not None:
-            refined = refined + self._followed(x0, s) * (self._octaves(x0) - x0)
+            refined = refined + self._conditioned_pixels(x0, s) * (self._octaves(x0) - x0)
         if not fresh:
             refined = refined + self._low_band(self.settings.reference - x0, s)
         return replace(prediction, x0=_where(inside, refined, x0))
@@ -143,7 +143,7 @@ class ILVRRun:
             x: (B, C, H, W) the sampler's proposal, already at level t.
             t: training timestep in [0, T] that x is at.
         """
-        inside = self._inside(t)
+        inside = self._is_conditioned(t)
         # Fresh noise is drawn at every step, so that an image's does not depend on the ranges of the others; the
         # released code draws none outside its range, which is one for all.
         fresh = self.settings.reference_noise.startswith("fresh") and self.settings.respaced_range_t is None
@@ -160,15 +160,15 @@ class ILVRRun:
         """phi of y - x, where the mask has a step that goes to t conditioned."""
         if self._mask is None:
             return self.settings.low_pass(difference)
-        return self.settings.low_pass.weighted(difference, self._cells(self._mask, t))
+        return self.settings.low_pass.weighted(difference, self._active_cells(self._mask, t))
 
-    def _followed(self, x: Tensor, t: int) -> Tensor | float:
+    def _conditioned_pixels(self, x: Tensor, t: int) -> Tensor | float:
         """Where a step that goes to t is conditioned, in pixels: from 0 to 1."""
         if self._mask is None:
             return 1.0
-        return self.settings.low_pass.weighted(torch.ones_like(x[:, :1]), self._cells(self._mask, t)).clamp(0, 1)
+        return self.settings.low_pass.weighted(torch.ones_like(x[:, :1]), self._active_cells(self._mask, t)).clamp(0, 1)
 
-    def _cells(self, mask: Tensor, t: int) -> Tensor:
+    def _active_cells(self, mask: Tensor, t: int) -> Tensor:
         """Which cells of the filter's grid a step that goes to t conditions."""
         # A mean of ones may round to less.
         return (mask > 0) & (mask >= 1 - t / self.schedule.num_timesteps - 1e-6)
@@ -192,10 +192,10 @@ class ILVRRun:
         lam = self.schedule.log_snr_half
         h, h_before = float(lam[s] - lam[t]), float(lam[t] - lam[t_before])
         # Small steps need none, and would amplify the network's error.
-        fade = min(1.0, max(0.0, h / NO_EXTRAPOLATION_BELOW - 1))
+        fade = min(1.0, max(0.0, h / MIN_EXTRAPOLATION_STEP - 1))
         return eps + fade * min(1.0, kappa * h / h_before) * (eps - eps_before)
 
-    def _inside(self, s: int) -> list[bool]:
+    def _is_conditioned(self, s: int) -> list[bool]:
         """Whether a step that goes to s is conditioned: one, or one an image."""
         range_t = self.settings.respaced_range_t
         if range_t is not None and sum(u < self._from for u in self.timesteps) <= range_t:
@@ -204,7 +204,7 @@ class ILVRRun:
         return [b <= s <= a for a, b in _paired(as_tuple(highs), as_tuple(self.settings.condition_to))]
 
 
-NO_EXTRAPOLATION_BELOW = 0.2
+MIN_EXTRAPOLATION_STEP = 0.2
 """Half-log-SNR: steps this small take eps as it is, steps of twice as much extrapolate in full."""
 
 

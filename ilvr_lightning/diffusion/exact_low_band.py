@@ -12,7 +12,7 @@ from ilvr_lightning.diffusion.plan import as_tuple, check_factor
 MOST_ROUNDS = 500
 
 
-def with_low_band(
+def project_to_low_band(
     x: Tensor, y: Tensor, factor: int | Sequence[int], kernel: str = "cubic", mask: Tensor | None = None
 ) -> Tensor:
     """The picture near x that lies in [-1, 1] and downsampled by N equals y's, to within what rounding to

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ilvr_lightning.diffusion.conditioning import ILVR, Unconditional
 from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_prediction
-from ilvr_lightning.diffusion.exact_low_band import with_low_band
+from ilvr_lightning.diffusion.exact_low_band import project_to_low_band
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
 from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, per_image
@@ -103,7 +103,7 @@ def generate_steps(
     )
     for state in SAMPLERS[plan.sampler](run, x_T):
         if state.t == 0 and ilvr is not None and plan.exact_low_band:
-            state = replace(state, x=with_low_band(state.x, ilvr.reference, plan.factor, plan.kernel, ilvr.mask))
+            state = replace(state, x=project_to_low_band(state.x, ilvr.reference, plan.factor, plan.kernel, ilvr.mask))
         yield state
 
 

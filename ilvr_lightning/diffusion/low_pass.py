@@ -40,8 +40,13 @@ class LowPassFilter:
         rows, columns = (_batched([up @ down for up, down in pair]) for pair in pairs)
         self._matrices = {(torch.device("cpu"), torch.float64): (rows, columns.mT)}
         self._cells = [[len(down) for _, down in pair] for pair in pairs]
-        ups = [_batched([_grown(up, 1, max(n)) for up, _ in pair]) for pair, n in zip(pairs, self._cells, strict=True)]
-        downs = [_batched([_grown(d, 0, max(n)) for _, d in pair]) for pair, n in zip(pairs, self._cells, strict=True)]
+        ups = [
+            _batched([_zero_padded(up, 1, max(n)) for up, _ in pair])
+            for pair, n in zip(pairs, self._cells, strict=True)
+        ]
+        downs = [
+            _batched([_zero_padded(d, 0, max(n)) for _, d in pair]) for pair, n in zip(pairs, self._cells, strict=True)
+        ]
         self._pairs = {(torch.device("cpu"), torch.float64): (ups, downs)}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ class LowPassFilter:
         """
         self._check(mask)
         rows, columns = (
-            _batched([_grown(_mean_matrix(side, n), 0, max(cells)) for n in cells])
+            _batched([_zero_padded(_mean_matrix(side, n), 0, max(cells)) for n in cells])
             for side, cells in zip(self.size, self._cells, strict=True)
         )
         return rows @ mask.to("cpu", torch.float64) @ columns.mT
@@ -142,7 +147,7 @@ def _batched(matrices: list[Tensor]) -> Tensor:
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices).unsqueeze(1)
 
 
-def _grown(matrix: Tensor, dim: int, length: int) -> Tensor:
+def _zero_padded(matrix: Tensor, dim: int, length: int) -> Tensor:
     """Filled up with zeros along one dimension."""
     shape = list(matrix.shape)
     shape[dim] = length - shape[dim]

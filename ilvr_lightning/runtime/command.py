@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
-from ilvr_lightning.errors import INTERRUPTED, Stopped, UserError
+from ilvr_lightning.errors import EXIT_INTERRUPTED, StopRequested, UserError
 
-LONGEST = 1500
+MAX_MESSAGE_CHARS = 1500
 """Characters of a message: a file may hold a name of any length."""
 
 
@@ -34,12 +34,12 @@ def command(main: Main) -> Main:
             if "Original Traceback" in message:  # raised in a DataLoader's worker: its last line says what
                 message = message.rpartition("\n")[2].partition("Error: ")[2]
             return _fail(message, 2)
-        except Stopped as stopped:
-            if stopped.everywhere and process_rank() and is_lightnings():
+        except StopRequested as stopped:
+            if stopped.all_ranks and process_rank() and launched_by_lightning():
                 return 0  # its launcher would kill all the others for another status
             return stopped.status
         except KeyboardInterrupt:  # before there was anything to save
-            return INTERRUPTED
+            return EXIT_INTERRUPTED
         except FloatingPointError as error:
             return _fail(str(error), 1)
         except OSError as error:
@@ -61,7 +61,7 @@ def command(main: Main) -> Main:
             # torch.OutOfMemoryError is a RuntimeError, and torch need not be loaded to catch it.
             if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
                 return _fail("out of memory: lower the batch size, the image size or the network's width", 1)
-            if LOST_RANK.search(str(error)):
+            if PEER_LOST_PATTERN.search(str(error)):
                 time.sleep(2)  # who knows why speaks first
                 return _fail(f"another process of this run has ended ({_one_line(error)[:200]})", 1)
             raise
@@ -73,14 +73,16 @@ def command(main: Main) -> Main:
     return guarded
 
 
-LOST_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|NCCL (communicator|timeout)")
+PEER_LOST_PATTERN = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|NCCL (communicator|timeout)"
+)
 """What a collective says where a process of the other side has died."""
 
 
 _each_for_itself = False
 
 
-def speak_for_yourself() -> None:
+def report_errors_on_every_rank() -> None:
     """From here on each rank says what goes wrong with it: it may be the only one that knows."""
     global _each_for_itself
     _each_for_itself = True
@@ -89,12 +91,12 @@ def speak_for_yourself() -> None:
 def _fail(message: str, status: int) -> int:
     if not process_rank() or _each_for_itself:
         who = f"{_program()}: rank {process_rank()}" if process_rank() else _program()
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split())[:LONGEST])
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split())[:MAX_MESSAGE_CHARS])
         print(f"{who}: {line}", file=sys.stderr, flush=True)
     return status
 
 
-def announce(line: str, file: TextIO | None = None) -> None:
+def say(line: str, file: TextIO | None = None) -> None:
     """Print a line once: every process of a run comes by here, and the first one speaks for all."""
     if not process_rank():
         print(line, file=file, flush=True)
@@ -106,7 +108,7 @@ def process_rank() -> int:
     return next((int(value) for value in given if value.isdecimal() and value != "0"), 0)
 
 
-def is_lightnings() -> bool:
+def launched_by_lightning() -> bool:
     """Whether Lightning's launcher started this process."""
     return "LOCAL_RANK" in os.environ and "RANK" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.runtime.command import announce
+from ilvr_lightning.runtime.command import say
 
 Compile = Literal["auto", True, False]
 
@@ -45,14 +45,14 @@ def training_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     return "bf16-mixed" if fast_bf16(torch.device(kind)) else "32-true"
 
 
-def for_training(network: UNet, device: torch.device) -> None:
+def use_channels_last(network: UNet, device: torch.device) -> None:
     """Give the weights the memory format that training is fastest in, before they are moved or wrapped."""
     # On a CPU the normalisation's backward pass is slower in it, the convolutions' faster: narrow networks lose.
     if device.type == "cuda" or (device.type == "cpu" and network.config.channels >= CHANNELS_LAST_FROM):
         network.to(memory_format=torch.channels_last)
 
 
-def for_sampling(network: UNet, bf16: bool) -> None:
+def cast_for_sampling(network: UNet, bf16: bool) -> None:
     """Cast the weights once, so that no evaluation casts them, in the memory format that goes with it."""
     if bf16:
         network.to(torch.bfloat16).to(memory_format=torch.channels_last)
@@ -93,7 +93,7 @@ def sampling_seconds(network: nn.Module, batch: tuple[int, int, int, int], evalu
     return (time.perf_counter() - start) * evaluations
 
 
-def match_layout(optimizer: torch.optim.Optimizer) -> None:
+def restore_memory_format(optimizer: torch.optim.Optimizer) -> None:
     """Give restored moments the memory format of their weights: fused steps take it for granted, and go wrong."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
@@ -146,4 +146,4 @@ class Compiled:
             self._compiled = compiled
         except Exception as error:  # of a compiler any
             reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-            announce(f"note         torch.compile failed ({reason}); goes on without it, compile=false never tries")
+            say(f"note         torch.compile failed ({reason}); goes on without it, compile=false never tries")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from ilvr_lightning.errors import INTERRUPTED, REQUEUE
-from ilvr_lightning.runtime.command import is_lightnings
+from ilvr_lightning.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
+from ilvr_lightning.runtime.command import launched_by_lightning
 
-GRACE = 3.0
+GRACE_SECONDS = 3.0
 """Seconds in which a process whose fellow has died may still end by itself, and say why."""
 
 
@@ -31,7 +31,7 @@ class RankWatch(Callback):
                 if thread.name == "child-process-observer":
                     thread._child_processes = []  # type: ignore[attr-defined]
             threading.Thread(target=_watch_children, args=(started,), daemon=True).start()
-        elif is_lightnings() and trainer.local_rank > 0:
+        elif launched_by_lightning() and trainer.local_rank > 0:
             threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
 
@@ -46,14 +46,14 @@ def _watch_children(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         file=sys.stderr,
         flush=True,
     )
-    time.sleep(GRACE)
+    time.sleep(GRACE_SECONDS)
     for process in processes:
         process.kill()
-    os._exit(status if status in (REQUEUE, INTERRUPTED) else 1)
+    os._exit(status if status in (EXIT_REQUEUE, EXIT_INTERRUPTED) else 1)
 
 
 def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    time.sleep(GRACE)
+    time.sleep(GRACE_SECONDS)
     os._exit(1)

@@ -12,12 +12,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ilvr_lightning.errors import INTERRUPTED, REQUEUE, Stopped
+from ilvr_lightning.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, StopRequested
 from ilvr_lightning.runtime.command import process_rank
 
 STATUS = {
     getattr(signal, name): status
-    for name, status in (("SIGINT", INTERRUPTED), ("SIGTERM", REQUEUE), ("SIGUSR1", REQUEUE))
+    for name, status in (("SIGINT", EXIT_INTERRUPTED), ("SIGTERM", EXIT_REQUEUE), ("SIGUSR1", EXIT_REQUEUE))
     if hasattr(signal, name)
 }
 
@@ -56,12 +56,12 @@ class StopOnSignal(Callback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:
-            os._exit(INTERRUPTED)
+            os._exit(EXIT_INTERRUPTED)
         if self._asked:
             return
         self._asked = STATUS[signal.Signals(number)]
         if self._at_once:
-            raise Stopped(self._asked)
+            raise StopRequested(self._asked)
         if not process_rank():
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: saves and ends (a second Control-C leaves at once)\n".encode())
@@ -70,11 +70,11 @@ class StopOnSignal(Callback):
     def at_once(self, trainer: pl.Trainer) -> Iterator[None]:
         """A stretch that changes nothing: a single process need not wait for its end, if it is done again on resume."""
         self._listen()
-        again = not ends_epoch(trainer) or self._validated_step == trainer.global_step
-        self._at_once = trainer.world_size == 1 and again and not is_finished(trainer)
+        again = not is_last_step_of_epoch(trainer) or self._validated_step == trainer.global_step
+        self._at_once = trainer.world_size == 1 and again and not reached_max_steps(trainer)
         try:
             if self._at_once and self._asked:
-                raise Stopped(self._asked)
+                raise StopRequested(self._asked)
             yield
         finally:
             self._at_once = False
@@ -90,50 +90,50 @@ class StopOnSignal(Callback):
     ) -> None:
         # A step before a validation is answered in it; the last one there, or with the epoch whole.
         done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if done and not ends_epoch(trainer) and not validates(trainer, batch_idx):
-            self._answer(trainer)
+        if done and not is_last_step_of_epoch(trainer) and not validates(trainer, batch_idx):
+            self._stop_if_requested(trainer)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if not trainer.sanity_checking and not is_finished(trainer):
-            self._answer(trainer)
+        if not trainer.sanity_checking and not reached_max_steps(trainer):
+            self._stop_if_requested(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._answer(trainer)
+        self._stop_if_requested(trainer)
 
     @property
     def asked(self) -> bool:
         """Whether this process was."""
         return self._asked > 0
 
-    def _answer(self, trainer: pl.Trainer) -> None:
+    def _stop_if_requested(self, trainer: pl.Trainer) -> None:
         asked = self._asked
         if trainer.world_size > 1:
             mine = torch.tensor(asked, device=trainer.strategy.root_device)
             asked = int(trainer.strategy.all_gather(mine).max())
         if asked:
-            raise Stopped(asked, everywhere=True)
+            raise StopRequested(asked, all_ranks=True)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Every picture is kept as soon as it is made: nothing need be waited for."""
         self._listen()
         self._at_once = True
         if self._asked:
-            raise Stopped(self._asked)
+            raise StopRequested(self._asked)
 
 
-def ends_epoch(trainer: pl.Trainer) -> bool:
+def is_last_step_of_epoch(trainer: pl.Trainer) -> bool:
     """Whether the step that is done is its epoch's last, by the data or by trainer.max_steps."""
     last: bool = trainer.is_last_batch
-    return last or is_finished(trainer)
+    return last or reached_max_steps(trainer)
 
 
-def is_finished(trainer: pl.Trainer) -> bool:
+def reached_max_steps(trainer: pl.Trainer) -> bool:
     """Whether trainer.max_steps are done; a run that is resumed from there does nothing any more."""
     return trainer.global_step == trainer.max_steps
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.command import LOST_RANK, announce
+from ilvr_lightning.runtime.command import PEER_LOST_PATTERN, say
 from ilvr_lightning.runtime.hardware import fast_bf16
 from ilvr_lightning.training.memory import is_out_of_memory
 
@@ -53,7 +53,7 @@ def blamed_on_settings(error: Exception, resume: Path | None = None) -> Exceptio
         error: what ended the training.
         resume: the checkpoint that it went on from, if it made no step since.
     """
-    elsewhere = LOST_RANK.search(str(error)) or is_out_of_memory(error)
+    elsewhere = PEER_LOST_PATTERN.search(str(error)) or is_out_of_memory(error)
     damage = ValueError | KeyError | TypeError | AttributeError | IndexError | RuntimeError | ArithmeticError
     if resume is not None and not elsewhere and isinstance(error, damage) and not isinstance(error, KNOWN):
         what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
@@ -85,7 +85,7 @@ def make_trainer(device: str, devices: int, callbacks: list[Callback]) -> pl.Tra
     if device == "cpu" and devices > 4 * processors:
         raise UserError(f"--devices {devices} --device cpu: this machine has {processors} processors")
     if device == "cpu" and devices > processors:
-        announce(f"note         --devices {devices}: this machine has {processors} processors, more is no faster")
+        say(f"note         --devices {devices}: this machine has {processors} processors, more is no faster")
     quiet()
     torch.backends.cudnn.allow_tf32 = False  # --precision 32 means it
     return pl.Trainer(

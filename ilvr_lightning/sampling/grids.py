@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
 
-from ilvr_lightning.atomic import write_whole
+from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import Pixels, read_image, to_pixels
 from ilvr_lightning.sampling.pictures import Pictures
 from ilvr_lightning.sampling.recipe import plan_of, read_text
@@ -40,7 +40,7 @@ class Grid:
         """Draw it and write it."""
         info = PngInfo()
         info.add_text(GRID_KEY, self.digest)
-        write_whole(
+        write_atomically(
             self.path, functools.partial(draw_grid(self.columns(), self.title).save, format="PNG", pnginfo=info)
         )
 

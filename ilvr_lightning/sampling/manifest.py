@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ilvr_lightning.atomic import write_safely
+from ilvr_lightning.atomic import write_atomically
 
 NAME = "manifest.jsonl"
 
@@ -102,7 +102,7 @@ def merge(folder: Path, entries: Iterator[Entry]) -> int:
                     told.add(key)
                     out.write(line)
 
-    write_safely(path, write)
+    write_atomically(path, write, durable=True)
     for part in parts:
         part.unlink(missing_ok=True)
     return len(keys)

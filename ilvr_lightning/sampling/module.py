@@ -19,7 +19,7 @@ from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.samplers import SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.hardware import Compiled, for_sampling
+from ilvr_lightning.runtime.hardware import Compiled, cast_for_sampling
 from ilvr_lightning.sampling.grids import Grid, grids_of
 from ilvr_lightning.sampling.outputs import Output
 from ilvr_lightning.sampling.pictures import Indices, Pictures
@@ -42,7 +42,7 @@ class ILVRSampler(pl.LightningModule):
         self.shape = shape
         self.plan = plan.resolved(loaded.schedule.num_timesteps)
         self.bf16 = bf16
-        for_sampling(self.network, bf16)
+        cast_for_sampling(self.network, bf16)
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._compiled: Compiled | None = None
         self._denoiser = Denoiser(loaded.network, loaded.schedule, loaded.prediction_type)
@@ -99,7 +99,7 @@ class ILVRSampler(pl.LightningModule):
         }
 
 
-class SampleJobs(pl.LightningDataModule):
+class SampleLoader(pl.LightningDataModule):
     """Pictures that are still to be made, shared out over the ranks one by one; later, the grids that they form.
 
     Args:
@@ -139,7 +139,7 @@ class SampleJobs(pl.LightningDataModule):
 class _Batches(Dataset[list[Job]]):
     """A rank's share, made up batch by batch, without those whose reference cannot be used."""
 
-    def __init__(self, jobs: SampleJobs, indices: Indices) -> None:
+    def __init__(self, jobs: SampleLoader, indices: Indices) -> None:
         self._jobs, self._indices = jobs, indices
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ilvr_lightning.atomic import write_safely
+from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import read_image, to_pixels
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.sampling.manifest import Entry, entries_of
@@ -128,7 +128,7 @@ class Parquet:
             whole = [each for each in made if each is not None]
             if len(whole) == len(made):
                 (self.folder / "data").mkdir(exist_ok=True)
-                write_safely(self._path(shard), functools.partial(_write_shard, made=whole))
+                write_atomically(self._path(shard), functools.partial(_write_shard, made=whole), durable=True)
 
     def entries(self) -> Iterator[Entry | None]:
         import pyarrow.parquet as pq
@@ -265,7 +265,7 @@ class Npz:
             return
         if self._done is None:  # the manifest is there before the file that makes the run done
             path = self._path(len(self._made))
-            write_safely(path, self._write)
+            write_atomically(path, self._write, durable=True)
             self._done = path
         shutil.rmtree(self.pictures.folder, ignore_errors=True)
 

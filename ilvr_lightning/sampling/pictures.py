@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ilvr_lightning.atomic import write_whole
+from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import BrokenImageError, Pixels, read_image, to_image
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.sampling.manifest import Entry
@@ -91,7 +91,7 @@ class Pictures:
         """Write a picture (H, W, C); returns its file."""
         path = self.folder / job.file
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, functools.partial(to_image(pixels).save, format="PNG", pnginfo=recipe_info(recipe)))
+        write_atomically(path, functools.partial(to_image(pixels).save, format="PNG", pnginfo=recipe_info(recipe)))
         return path
 
     def read(self, index: int) -> Made | None:

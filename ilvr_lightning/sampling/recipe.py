@@ -22,7 +22,7 @@ KEY = "ilvr_lightning"
 HASH = re.compile("[0-9a-f]{64}")
 
 
-CIRCUMSTANCES = ("batch_size", "threads", "precision", "compiled", "device", "reference")
+ENVIRONMENT_FIELDS = ("batch_size", "threads", "precision", "compiled", "device", "reference")
 """What does not change which picture is meant, only its last digits, or its name."""
 
 
@@ -49,7 +49,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Equal for equal pictures."""
-        meant = {k: v for k, v in asdict(self).items() if k not in CIRCUMSTANCES}
+        meant = {k: v for k, v in asdict(self).items() if k not in ENVIRONMENT_FIELDS}
         return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
 
 

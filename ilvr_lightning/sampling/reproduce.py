@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ilvr_lightning.atomic import make_writable, write_whole
+from ilvr_lightning.atomic import check_writable, write_atomically
 from ilvr_lightning.checkpoints.find import SHIPPED, find_checkpoint
-from ilvr_lightning.checkpoints.load import file_sha256, load_denoiser, recognise
+from ilvr_lightning.checkpoints.load import file_sha256, identify, load_denoiser
 from ilvr_lightning.data.images import from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.data.references import Reference, find_references
 from ilvr_lightning.diffusion.plan import as_tuple
@@ -19,7 +19,7 @@ from ilvr_lightning.sampling.module import ILVRSampler
 from ilvr_lightning.sampling.pictures import SUBFOLDER
 from ilvr_lightning.sampling.recipe import Recipe, plan_of, read_recipe, recipe_info
 from ilvr_lightning.sampling.requests import Job, settings_of
-from ilvr_lightning.sampling.sweep import fitting_shape
+from ilvr_lightning.sampling.sweep import check_image_size
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def reproduce(args: argparse.Namespace) -> int:
     target = folder / source.name
     if (target.exists() and not args.overwrite) or target.resolve() == source.resolve():
         target = folder / f"{source.stem}_reproduced.png"
-    make_writable(folder, "--out")
+    check_writable(folder, "--out")
     if target.exists() and not args.overwrite:
         raise UserError(f"--out: {target} is there already; give another folder, or --overwrite")
 
@@ -54,7 +54,7 @@ def reproduce(args: argparse.Namespace) -> int:
             f"{loaded.image_shape[1]}x{loaded.image_shape[2]}; give a picture that sample.py wrote"
         )
     plan = plan_of(recipe)
-    fitting_shape(loaded, shape[1:], as_tuple(plan.factor) if reference else [], plan)
+    check_image_size(loaded, shape[1:], as_tuple(plan.factor) if reference else [], plan)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = torch.device(recipe.device if there[recipe.device] else "cpu")
     module = ILVRSampler(loaded, shape, plan, recipe.precision == "bf16").to(device)
@@ -69,7 +69,7 @@ def reproduce(args: argparse.Namespace) -> int:
     batch = min(recipe.batch_size, max(1, MOST_PIXELS // pixels))
     new = from_tensor(module.predict_step([job] * batch))[0]
     made = replace(recipe, **module.conditions(batch))
-    write_whole(target, lambda path: to_image(new).save(path, "PNG", pnginfo=recipe_info(made)))
+    write_atomically(target, lambda path: to_image(new).save(path, "PNG", pnginfo=recipe_info(made)))
     difference = int(np.abs(to_pixels(read_image(target)).astype(int) - old).max())
     verdict = "identical" if difference == 0 else f"at most {difference} of 255 apart"
     print(f"{target}: {verdict}")
@@ -99,7 +99,7 @@ def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:
 
     if given is not None:
         found = find_checkpoint(given)
-        if recognise(found, overrides=recipe.overrides or None).sha256 == recipe.checkpoint_sha256:
+        if identify(found, overrides=recipe.overrides or None).sha256 == recipe.checkpoint_sha256:
             return found
     for path in candidates():
         if path.is_file() and file_sha256(path) == recipe.checkpoint_sha256:

@@ -9,13 +9,13 @@ from typing import Any, overload
 from ilvr_lightning.data.references import Reference, References
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.sampling.recipe import CIRCUMSTANCES, Recipe
+from ilvr_lightning.sampling.recipe import ENVIRONMENT_FIELDS, Recipe
 
 MOST_PICTURES = 10**7
 """Of one run."""
 
 
-MEANT = [f.name for f in fields(Recipe) if f.name not in CIRCUMSTANCES]
+IDENTITY_FIELDS = [f.name for f in fields(Recipe) if f.name not in ENVIRONMENT_FIELDS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,9 @@ class Jobs(Sequence[Job]):
         hashes = {name: getattr(recipe, name) for name in ("reference_sha256", "mask_sha256")}
         wanted = replace(self._recipes[setting], sample=sample, **hashes)
         follows = recipe.reference_sha256 is not None
-        return follows == bool(len(self.references)) and all(getattr(wanted, n) == getattr(recipe, n) for n in MEANT)
+        return follows == bool(len(self.references)) and all(
+            getattr(wanted, n) == getattr(recipe, n) for n in IDENTITY_FIELDS
+        )
 
     def is_of(self, index: int, recipe: Recipe) -> bool:
         """Whether a recipe is a picture's; reads its reference only if everything else agrees."""

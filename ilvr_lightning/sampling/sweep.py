@@ -11,7 +11,7 @@ from ilvr_lightning.sampling.arguments import in_flags
 from ilvr_lightning.sampling.requests import Setting, settings_of
 
 
-def fitting_shape(
+def check_image_size(
     loaded: LoadedDenoiser, size: tuple[int, int] | None, factors: Sequence[int], plan: SamplingPlan
 ) -> tuple[int, int, int]:
     """(C, H, W) of the pictures, once network, factors and plan are known to allow it.
@@ -40,7 +40,7 @@ SWEEP_RANGES = (1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 0.75)
 """Of T: the paper's figure 7 in four columns."""
 
 
-def fitting_settings(
+def expand_sweep(
     loaded: LoadedDenoiser, args: argparse.Namespace, plan: SamplingPlan
 ) -> tuple[tuple[int, int, int], SamplingPlan, list[Setting]]:
     """The pictures' shape, the plan with T filled in, and what is swept: factors, ranges, or both.
@@ -54,7 +54,7 @@ def fitting_settings(
         factors = factors or [n for n in SWEEP_FACTORS if side % n == 0 and n < side]
         ranges = ranges or [(round(a * T), round(b * T)) for a, b in SWEEP_RANGES]
     factors = factors or [8]
-    shape = fitting_shape(loaded, args.image_size, factors if args.ref else [], plan)
+    shape = check_image_size(loaded, args.image_size, factors if args.ref else [], plan)
     try:
         plan = plan.resolved(T)
         gains = loaded.gains(args.preset, plan) if args.octave_gains is None and args.image_size is None else {}

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
-from ilvr_lightning.atomic import write_whole
+from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import Pixels, to_image
 from ilvr_lightning.sampling.requests import Job, trajectory_files
 from ilvr_lightning.visual.grids import Column, draw_grid
@@ -48,10 +48,10 @@ def draw_trajectory(frames: Sequence[Frame], place: int, job: Job, picture: Path
         columns.insert(0, Column(label="reference", rows=[[job.reference.shown()]]))
     plan = job.recipe.plan
     title = f"{picture.stem}: x_0 as predicted at t and refined, {plan['sampler']}, {plan['num_steps']} steps"
-    write_whole(strip, functools.partial(draw_grid(columns, title).save, format="PNG"))
+    write_atomically(strip, functools.partial(draw_grid(columns, title).save, format="PNG"))
     images = [_enlarged(f.pixels[place]) for f in spread(frames, IN_ANIMATION)]
     durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
-    write_whole(
+    write_atomically(
         animation,
         functools.partial(
             images[0].save, format="WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0,

@@ -12,15 +12,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from ilvr_lightning.atomic import write_whole
+from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import from_tensor, to_image
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.diffusion.plan import PRESETS
 from ilvr_lightning.diffusion.samplers import SamplerState
-from ilvr_lightning.errors import Stopped
-from ilvr_lightning.runtime.command import speak_for_yourself
+from ilvr_lightning.errors import StopRequested
+from ilvr_lightning.runtime.command import report_errors_on_every_rank
 from ilvr_lightning.sampling.manifest import Entry, Growth, RankManifest, merge, rank_path
-from ilvr_lightning.sampling.module import ILVRSampler, SampleJobs, _duration
+from ilvr_lightning.sampling.module import ILVRSampler, SampleLoader, _duration
 from ilvr_lightning.sampling.outputs import Output
 from ilvr_lightning.sampling.pictures import remove_partials
 from ilvr_lightning.sampling.requests import trajectory_files
@@ -37,7 +37,7 @@ class SampleWriter(Callback):
         folder: where it goes.
     """
 
-    def __init__(self, jobs: SampleJobs, folder: Path) -> None:
+    def __init__(self, jobs: SampleLoader, folder: Path) -> None:
         self.jobs, self.folder = jobs, folder
         self.missing = 0
         """Pictures that should be there at the end and are not."""
@@ -46,7 +46,7 @@ class SampleWriter(Callback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ILVRSampler)
-        speak_for_yourself()
+        report_errors_on_every_rank()
         rank, world = trainer.global_rank, trainer.world_size
         if rank == 0:
             remove_partials(self.folder)
@@ -82,7 +82,7 @@ class SampleWriter(Callback):
         pl_module.on_step = on_step
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Stopped | KeyboardInterrupt) and trainer.is_global_zero:
+        if isinstance(exception, StopRequested | KeyboardInterrupt) and trainer.is_global_zero:
             print("\nstopped; the same command goes on with it", file=sys.stderr, flush=True)
         for process in getattr(trainer.strategy.launcher, "procs", ()):
             process.kill()
@@ -147,4 +147,4 @@ def keep_reference(reference: Reference, folder: Path) -> None:
         path = target / f"{sha256}.png"
         if pixels is not None and not path.exists():
             target.mkdir(exist_ok=True)
-            write_whole(path, functools.partial(to_image(pixels).save, format="PNG"))
+            write_atomically(path, functools.partial(to_image(pixels).save, format="PNG"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.runtime.signals import stop_callback
-from ilvr_lightning.training.ema import images_at_once, sampling_weights
+from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
 
 if TYPE_CHECKING:
     from ilvr_lightning.training.module import DDPM
@@ -51,7 +51,7 @@ class Calibration(Callback):
         held_out = trainer.datamodule.validation  # type: ignore[attr-defined]
         images = torch.stack([held_out[i][0] for i in range(min(self.images, len(held_out)))])
         module = cast("DDPM", pl_module)
-        at_once = images_at_once(trainer, module.config.data.global_batch, 64)
+        at_once = sampling_batch_size(trainer, module.config.data.global_batch, 64)
         if trainer.is_global_zero:
             print(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images", flush=True)
         stop = stop_callback(trainer)
@@ -62,7 +62,7 @@ class Calibration(Callback):
             return module.denoiser(x, t)
 
         try:
-            with nullcontext() if stop is None else stop.at_once(trainer), sampling_weights(trainer, pl_module):
+            with nullcontext() if stop is None else stop.at_once(trainer), ema_weights(trainer, pl_module):
                 self.gains = calibrate_presets(
                     denoise, module.schedule, images.to(module.device), seed=self.seed, batch=at_once
                 )

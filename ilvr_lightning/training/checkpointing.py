@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ilvr_lightning.atomic import write_safely
-from ilvr_lightning.errors import Stopped
-from ilvr_lightning.runtime.signals import ends_epoch, validates
-from ilvr_lightning.training.ema import step_done
+from ilvr_lightning.atomic import write_atomically
+from ilvr_lightning.errors import StopRequested
+from ilvr_lightning.runtime.signals import is_last_step_of_epoch, validates
+from ilvr_lightning.training.ema import is_optimizer_step
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes under another name, flushes, reads back and renames.
 
     A disk that refuses is remembered rather than raised: only one rank writes, and the others must hear of it too.
@@ -36,17 +36,17 @@ class WholeCheckpointIO(TorchCheckpointIO):
                     torch.save(checkpoint, file)
             except RuntimeError as error:  # torch's writer hides the reason
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-            if not is_whole(partial):
+            if not is_intact(partial):
                 raise OSError(None, "what was written does not read back", str(path))
 
         self.failure = None
         try:
-            write_safely(Path(path), write)
+            write_atomically(Path(path), write, durable=True)
         except OSError as error:
             self.failure = error
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a checkpoint's every byte is as its checksums say."""
     if not path.is_file():  # a pipe may never end
         return False
@@ -57,7 +57,7 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-class Checkpoints(Checkpoint):
+class SaveCheckpoints(Checkpoint):
     """last.ckpt every so many steps and at each epoch's end, best.ckpt by val/loss.
 
     Args:
@@ -119,7 +119,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not step_done(trainer, batch_idx) or ends_epoch(trainer):  # where the epoch's end saves
+        if not is_optimizer_step(trainer, batch_idx) or is_last_step_of_epoch(trainer):  # where the epoch's end saves
             return
         due = self._overdue or trainer.global_step % self.every_n_steps == 0
         # Lightning would take a validation that follows for done: the next step saves.
@@ -153,7 +153,7 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not isinstance(exception, Stopped) or not fitting or trainer.global_step == 0:
+        if not isinstance(exception, StopRequested) or not fitting or trainer.global_step == 0:
             return
         self._epoch_end_due = trainer.validating or self._validated_step == trainer.global_step
         if self._epoch_end_due or self._last_step != trainer.global_step:
@@ -167,14 +167,14 @@ class Checkpoints(Checkpoint):
             print(f"\nstopped at step {trainer.global_step}, which could not be saved; {self.saved}")
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        for name_of_check in ("check_finite", "check_weights"):
+        for name_of_check in ("assert_finite_losses", "assert_finite_weights"):
             if (check := getattr(trainer.lightning_module, name_of_check, None)) is not None:
                 check()
         for logger in trainer.loggers:
             logger.save()  # what is logged must not be behind what is saved
         trainer.save_checkpoint(self.folder / name)
         io = trainer.strategy.checkpoint_io
-        failure: OSError | None = trainer.strategy.broadcast(io.failure if isinstance(io, WholeCheckpointIO) else None)
+        failure: OSError | None = trainer.strategy.broadcast(io.failure if isinstance(io, AtomicCheckpointIO) else None)
         if failure is None:
             self._written = (self.folder / name, trainer.global_step)
             self._last_step = trainer.global_step if name == "last.ckpt" else self._last_step

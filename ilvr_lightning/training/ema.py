@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from ilvr_lightning.runtime.signals import ends_epoch, stop_callback
+from ilvr_lightning.runtime.signals import is_last_step_of_epoch, stop_callback
 
 if TYPE_CHECKING:
     pass
@@ -66,7 +66,7 @@ class EMA(WeightAveraging):
 
 
 @contextmanager
-def sampling_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[bool]:
+def ema_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[bool]:
     """The module ready to sample from amid training: in eval mode, with the average if one is kept; whether it is."""
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
     stop = stop_callback(trainer)
@@ -79,11 +79,11 @@ def sampling_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iter
         pl_module.train(training)
 
 
-def images_at_once(trainer: pl.Trainer, batch_size: int, most: int) -> int:
+def sampling_batch_size(trainer: pl.Trainer, batch_size: int, most: int) -> int:
     """How many pictures a rank samples at once: without gradients several times its share of a training batch fits."""
     return min(most, max(1, 4 * batch_size // trainer.world_size // trainer.accumulate_grad_batches))
 
 
-def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
+def is_optimizer_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether this micro-batch is the last of its step."""
-    return ends_epoch(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return is_last_step_of_epoch(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches == 0

@@ -14,13 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ilvr_lightning.atomic import write_safely
+from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import Pixels, from_tensor
 from ilvr_lightning.data.references import Reference, masks_of
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, SamplingPlan
-from ilvr_lightning.training.ema import images_at_once, sampling_weights, step_done
+from ilvr_lightning.training.ema import ema_weights, is_optimizer_step, sampling_batch_size
 from ilvr_lightning.training.events import Events
 from ilvr_lightning.visual.grids import Column, draw_grid, reference_columns
 
@@ -84,7 +84,7 @@ class ILVRGrid(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         n = self.every_n_steps
-        if n and trainer.global_step % n == 0 and step_done(trainer, batch_idx):
+        if n and trainer.global_step % n == 0 and is_optimizer_step(trainer, batch_idx):
             self._draw(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -99,7 +99,7 @@ class ILVRGrid(Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.references or trainer.global_step == self._drawn_step:
             return
-        with sampling_weights(trainer, pl_module) as averaged:
+        with ema_weights(trainer, pl_module) as averaged:
             tiles = self._sample(trainer, pl_module)
         if trainer.is_global_zero:
             self._write(trainer, tiles, "EMA" if averaged else "raw weights")
@@ -122,7 +122,7 @@ class ILVRGrid(Callback):
         shape = tuple(self.references[0].tensor.shape)
         count = -(-len(jobs) // trainer.world_size)
         pixels = torch.zeros((count, *shape), dtype=torch.uint8, device=pl_module.device)
-        at_once = images_at_once(trainer, self.batch_size, 32)
+        at_once = sampling_batch_size(trainer, self.batch_size, 32)
         done = 0
         for conditioned in (True, False):
             group = [job for job in mine if (job[1] is not None) == conditioned]
@@ -180,7 +180,7 @@ class ILVRGrid(Callback):
         file, logger = self._file(trainer.global_step), trainer.logger
         with logger.surviving(file.name) if isinstance(logger, Events) else nullcontext():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_safely(file, functools.partial(sheet.save, format="PNG"))
+            write_atomically(file, functools.partial(sheet.save, format="PNG"), durable=True)
         if isinstance(trainer.logger, Events):
             step = trainer.global_step
             free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]

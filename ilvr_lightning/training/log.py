@@ -9,12 +9,12 @@ from torch.utils.tensorboard.summary import hparams
 
 from ilvr_lightning.config.load import flatten, to_yaml
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.runtime.signals import ends_epoch
+from ilvr_lightning.runtime.signals import is_last_step_of_epoch
 from ilvr_lightning.training.events import Events
 
 if TYPE_CHECKING:
     from ilvr_lightning.training.module import DDPM
-from ilvr_lightning.training.ema import step_done
+from ilvr_lightning.training.ema import is_optimizer_step
 
 
 class TrainingLog(Callback):
@@ -57,12 +57,12 @@ class TrainingLog(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = ends_epoch(trainer) or step % getattr(trainer, "log_every_n_steps", 1) == 0
-        if not due or step == self._logged_step or not step_done(trainer, batch_idx):
+        due = is_last_step_of_epoch(trainer) or step % getattr(trainer, "log_every_n_steps", 1) == 0
+        if not due or step == self._logged_step or not is_optimizer_step(trainer, batch_idx):
             return
         self._logged_step = step
         module = _ddpm(pl_module)
-        module.check_finite()
+        module.assert_finite_losses()
         metrics = module.pop_losses()
         pl_module.log("loss", metrics.get("train/loss", float("nan")), prog_bar=True, logger=False)
         seconds = max(time.perf_counter() - self._since, 1e-9)

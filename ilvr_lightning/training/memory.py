@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ilvr_lightning.config.schema import Config
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.command import announce
+from ilvr_lightning.runtime.command import say
 from ilvr_lightning.training.run_folder import agreed
 
 if TYPE_CHECKING:
-    from ilvr_lightning.data.datamodule import HFImageDataModule
+    from ilvr_lightning.data.datamodule import ImageDataModule
     from ilvr_lightning.training.module import DDPM
 
 
@@ -104,7 +104,7 @@ def _entry(file: str, name: str) -> float:
     return float("inf")
 
 
-def with_batch_size(config: Config, before: Config | None, data: "HFImageDataModule") -> Config:
+def with_batch_size(config: Config, before: Config | None, data: "ImageDataModule") -> Config:
     """A run's configuration with data.batch_size=auto made a number: the one that it began with, else what fits.
 
     That is a power of two, times what the batch is shared out by, at most LARGEST and the number of images.
@@ -123,13 +123,13 @@ def with_batch_size(config: Config, before: Config | None, data: "HFImageDataMod
         found = before.data.global_batch
     else:
         found = int(agreed("data.batch_size=auto", lambda: str(_fitting(config, data)), config))
-        announce(f"batch        {found} images fit (data.batch_size=auto)")
+        say(f"batch        {found} images fit (data.batch_size=auto)")
     config = replace(config, data=replace(config.data, batch_size=found))
     data.config = config.data
     return config
 
 
-def _fitting(config: Config, data: "HFImageDataModule") -> int:
+def _fitting(config: Config, data: "ImageDataModule") -> int:
     from ilvr_lightning.runtime.trainer import trainer_from
     from ilvr_lightning.training.module import DDPM
 

@@ -16,7 +16,7 @@ from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
-from ilvr_lightning.runtime.hardware import Compiled, match_layout
+from ilvr_lightning.runtime.hardware import Compiled, restore_memory_format
 
 Batch = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ class DDPM(pl.LightningModule):
         self._step_sums = torch.zeros(2)
         self._quartile_sums = torch.zeros(4, 2)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
-        self._first_bad = torch.tensor([-1, -1])
+        self._first_nonfinite = torch.tensor([-1, -1])
         """Step of the first loss that was not finite, and its place in the global batch."""
         self.grad_norm = torch.tensor(0.0)
 
@@ -64,7 +64,7 @@ class DDPM(pl.LightningModule):
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
-            match_layout(optimizer)
+            restore_memory_format(optimizer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of this rank's share of a micro-batch."""
@@ -115,25 +115,25 @@ class DDPM(pl.LightningModule):
         losses = losses.float()
         if self._step_sums.device != device:
             self._step_sums, self._quartile_sums = self._step_sums.to(device), self._quartile_sums.to(device)
-            self._first_bad = self._first_bad.to(device)
+            self._first_nonfinite = self._first_nonfinite.to(device)
         both = torch.stack([losses, torch.ones_like(losses)], dim=1)
         self._step_sums += both.sum(0)
         quartile = (t - 1) * 4 // self.schedule.num_timesteps
         self._quartile_sums.index_add_(0, quartile, both)
         bad = ~losses.isfinite()
         here = torch.stack([torch.full_like(t[0], self.trainer.global_step), first + bad.long().argmax()])
-        self._first_bad = torch.where((self._first_bad[0] < 0) & bad.any(), here, self._first_bad)
+        self._first_nonfinite = torch.where((self._first_nonfinite[0] < 0) & bad.any(), here, self._first_nonfinite)
 
-    def check_finite(self) -> None:
+    def assert_finite_losses(self) -> None:
         """Stop the run if a loss since the start was not finite; called before anything is saved.
 
         Raises:
             FloatingPointError: names the first such step, its row, and what was saved before.
             UserError: it was not from the first step on, with the weights that init_from gave.
         """
-        found = [self._first_bad.tolist()]
+        found = [self._first_nonfinite.tolist()]
         if self.trainer.world_size > 1:
-            found = _gathered(self, self._first_bad).tolist()
+            found = _gathered(self, self._first_nonfinite).tolist()
         step, place = min(((step, place) for step, place in found if step >= 0), default=(-1, -1))
         if step < 0:
             return
@@ -150,7 +150,7 @@ class DDPM(pl.LightningModule):
             f"on from the last good checkpoint: {getattr(self.trainer.checkpoint_callback, 'saved', 'there is none')}"
         )
 
-    def check_weights(self) -> None:
+    def assert_finite_weights(self) -> None:
         """Stop the run if a weight is not finite, whose losses were; called before anything is saved.
 
         Raises:

@@ -8,14 +8,14 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from ilvr_lightning.checkpoints.find import _by_time, newest_checkpoint
+from ilvr_lightning.checkpoints.find import _newest_first, newest_checkpoint
 from ilvr_lightning.config.schema import Config
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.command import announce
+from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import training_precision
 
 
-def with_precision(config: Config, before: Config | None) -> Config:
+def resolve_precision(config: Config, before: Config | None) -> Config:
     """A run's configuration with its trainer.precision: the one given, else the one that it began in, else the fastest.
 
     Args:
@@ -131,25 +131,29 @@ def resume_checkpoint(config: Config, name: str) -> Path | None:
     known = run_name(config)
     root = root_of(config) / name / (known or "")
     if known is not None:
-        found = newest_whole(root)
+        found = newest_intact_checkpoint(root)
     else:  # another run may save meanwhile
-        found = Path(chosen) if (chosen := agreed("resume", lambda: str(newest_whole(root) or ""), config)) else None
+        found = (
+            Path(chosen)
+            if (chosen := agreed("resume", lambda: str(newest_intact_checkpoint(root) or ""), config))
+            else None
+        )
     if found is None and known is None:
         forget_agreements()
         raise UserError(f"resume=auto: there is no checkpoint under {root}; leave resume out to start a run")
     if found is None:
-        announce(f"resume       auto: {root} has no checkpoint yet, the run starts")
+        say(f"resume       auto: {root} has no checkpoint yet, the run starts")
     return found
 
 
-def newest_whole(root: Path) -> Path | None:
+def newest_intact_checkpoint(root: Path) -> Path | None:
     """The newest run's last.ckpt under a folder, its best.ckpt where that does not read back whole, and so on."""
-    from ilvr_lightning.training.checkpointing import is_whole
+    from ilvr_lightning.training.checkpointing import is_intact
 
-    folders = dict.fromkeys(path.parent for path in _by_time(root, "checkpoints/*.ckpt"))
+    folders = dict.fromkeys(path.parent for path in _newest_first(root, "checkpoints/*.ckpt"))
     for path in (folder / name for folder in folders for name in ("last.ckpt", "best.ckpt")):
-        if is_whole(path):
+        if is_intact(path):
             return path
         if path.exists():
-            announce(f"resume       auto: {path} is damaged; an earlier one is taken")
+            say(f"resume       auto: {path} is damaged; an earlier one is taken")
     return None

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ilvr_lightning.checkpoints.description import Description, Overrides, model_config, multipliers
+from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, model_config, multipliers
 from ilvr_lightning.checkpoints.files import Shape
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 
-OPEN = {
+OVERRIDABLE = {
     "image_size": int,
     "num_heads": int,
     "num_head_channels": int,
@@ -66,7 +66,7 @@ def names(ours: Iterable[str], config: UNetConfig) -> dict[str, tuple[str, ...]]
     return renamed
 
 
-def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> Description:
+def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> ModelDescription:
     """The architecture, off names and shapes; the rest from overrides or the published defaults.
 
     Raises:
@@ -76,7 +76,7 @@ def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> D
     levels, blocks = _levels_and_blocks(shapes)
     updown = any(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", n) for n in shapes)
     author = "ADM" if updown else "improved-diffusion"
-    o = Overrides(overrides, OPEN, f"an {author} state dict")
+    o = Overrides(overrides, OVERRIDABLE, f"an {author} state dict")
 
     channels = shapes["time_embed.0.weight"][1]
     first = [1 + level * (blocks + 1) for level in range(levels)]
@@ -103,7 +103,7 @@ def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> D
         learn_sigma=out_channels == 2 * image_channels,
         timestep_scale=1000 / diffusion.T if rescaled else 1.0,
     )
-    return Description(
+    return ModelDescription(
         kind=f"{author} state dict",
         model=model,
         image_shape=(image_channels, size, size),
@@ -155,7 +155,7 @@ def _refuse_conditional(shapes: Mapping[str, Shape]) -> None:
         )
 
 
-def refusal(description: Description) -> str | None:
+def refusal(description: ModelDescription) -> str | None:
     """Why ADM's code could not run a network, or None."""
     model, default, diffusion = description.model, UNetConfig(), description.diffusion
     for name in ("patch_size", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_num_groups", "norm_eps"):
@@ -176,7 +176,7 @@ def refusal(description: Description) -> str | None:
     return None
 
 
-def needed_overrides(description: Description, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def needed_overrides(description: ModelDescription, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """What must be said beside a state dict of ADM so that it is read as this network."""
     model, diffusion = description.model, description.diffusion
     whole = {
@@ -200,7 +200,7 @@ def needed_overrides(description: Description, shapes: Mapping[str, Shape]) -> d
     return whole
 
 
-def _same(a: Description, b: Description) -> bool:
+def _same(a: ModelDescription, b: ModelDescription) -> bool:
     """Whether two descriptions are of one network, whatever they say of how they were made."""
     heads = [[d.model.heads(d.model.channels * m) for m in d.model.channel_mult] for d in (a, b)]
     models = [dataclasses.replace(d.model, dropout=0.0, num_heads=1, num_head_channels=-1) for d in (a, b)]

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ilvr_lightning.checkpoints.description import Description, Overrides, model_config, multipliers
-from ilvr_lightning.checkpoints.families.naming import Words, names_by_level
+from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, model_config, multipliers
+from ilvr_lightning.checkpoints.families.naming import NameTable, names_by_level
 from ilvr_lightning.checkpoints.files import Shape
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 
-OPEN = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
+OVERRIDABLE = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
 
 
 HO_ET_AL: dict[str, Any] = {
@@ -26,7 +26,7 @@ HO_ET_AL: dict[str, Any] = {
 """Where Ho et al.'s network differs from ADM's; none of it shows in the shapes."""
 
 
-WORDS = Words(
+NAMES = NameTable(
     whole={
         "encoder.0.block": "conv_in",
         "time_embedding.0": "temb.dense.0",
@@ -55,17 +55,17 @@ def recognises(shapes: Mapping[str, Shape]) -> bool:
 
 def names(ours: Iterable[str], config: UNetConfig) -> dict[str, tuple[str, ...]]:
     """The family's names of each of our parameters."""
-    return names_by_level(ours, config, WORDS)
+    return names_by_level(ours, config, NAMES)
 
 
-def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> Description:
+def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> ModelDescription:
     """The architecture, off names and shapes.
 
     Raises:
         UserError: it makes no network of this kind.
     """
     kind = "DDIM state dict (Ho et al. 2020)"
-    o = Overrides(overrides, OPEN, f"a {kind}")
+    o = Overrides(overrides, OVERRIDABLE, f"a {kind}")
     places = {(int(m[1]), int(m[2])) for n in shapes if (m := re.match(r"down\.(\d+)\.block\.(\d+)\.norm1\.weight", n))}
     levels, blocks = (len(set(values)) for values in zip(*places, strict=True))
     if places != {(level, j) for level in range(levels) for j in range(blocks)}:
@@ -83,7 +83,7 @@ def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> D
         learn_sigma=out_channels == 2 * image_channels,
         **HO_ET_AL,
     )
-    return Description(
+    return ModelDescription(
         kind=kind,
         model=model,
         image_shape=(image_channels, size, size),

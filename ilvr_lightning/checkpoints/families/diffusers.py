@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ilvr_lightning.checkpoints.description import Description, Overrides, model_config, multipliers
+from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, model_config, multipliers
 from ilvr_lightning.checkpoints.families.diffusers_scheduler import CLIPPING, diffusion_of, read_scheduler
-from ilvr_lightning.checkpoints.families.naming import Words, names_by_level
+from ilvr_lightning.checkpoints.families.naming import NameTable, names_by_level
 from ilvr_lightning.checkpoints.files import Shape, read_json
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
@@ -19,10 +19,10 @@ WEIGHT_FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin", f"{WEIGHTS}.*.safete
 """The last two are variants, as fp16."""
 
 
-OPEN = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
+OVERRIDABLE = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
 
 
-WORDS = Words(
+NAMES = NameTable(
     whole={
         "encoder.0.block": "conv_in",
         "time_embedding.0": "time_embedding.linear_1",
@@ -44,7 +44,7 @@ WORDS = Words(
 )
 
 
-OLD_WORDS = replace(WORDS, attention={"norm": ("group_norm",), "qkv": ("query", "key", "value"), "out": ("proj_attn",)})
+OLD_NAMES = replace(NAMES, attention={"norm": ("group_norm",), "qkv": ("query", "key", "value"), "out": ("proj_attn",)})
 """Of files that were written before attention was renamed, as google/ddpm-* were."""
 
 
@@ -76,14 +76,14 @@ def recognises(shapes: Mapping[str, Shape]) -> bool:
     return "down_blocks.0.resnets.0.norm1.weight" in shapes and "time_embedding.linear_1.weight" in shapes
 
 
-def names(ours: Iterable[str], config: UNetConfig, words: Words = WORDS) -> dict[str, tuple[str, ...]]:
+def names(ours: Iterable[str], config: UNetConfig, words: NameTable = NAMES) -> dict[str, tuple[str, ...]]:
     """diffusers' names of each of our parameters."""
     return names_by_level(ours, config, words)
 
 
-def words_of(shapes: Mapping[str, Shape]) -> Words:
+def words_of(shapes: Mapping[str, Shape]) -> NameTable:
     """The spelling that a file has."""
-    return OLD_WORDS if any(name.endswith(".query.weight") for name in shapes) else WORDS
+    return OLD_NAMES if any(name.endswith(".query.weight") for name in shapes) else NAMES
 
 
 def network_folder(folder: Path) -> Path | None:
@@ -108,7 +108,7 @@ def weights_file(folder: Path) -> Path:
     raise UserError(f"{folder} holds no weights: {' or '.join(WEIGHT_FILES[:2])} is missing")
 
 
-def describe(folder: Path, overrides: dict[str, Any] | None) -> Description:
+def describe(folder: Path, overrides: dict[str, Any] | None) -> ModelDescription:
     """The architecture and the scheduler, from a folder's JSON files.
 
     Args:
@@ -122,7 +122,7 @@ def describe(folder: Path, overrides: dict[str, Any] | None) -> Description:
     kind = "diffusers folder"
     if (name := config.get("_class_name", "UNet2DModel")) != "UNet2DModel":
         raise UserError(f"{folder} holds a {name}; of diffusers' models an unconditional UNet2DModel loads")
-    o = Overrides(overrides, OPEN, kind)
+    o = Overrides(overrides, OVERRIDABLE, kind)
     for key, allowed in FIXED.items():
         if config.get(key, allowed[0]) not in allowed:
             raise UserError(f"{folder}: a UNet2DModel with {key}={config[key]} is another network; {allowed[0]} loads")
@@ -150,7 +150,7 @@ def describe(folder: Path, overrides: dict[str, Any] | None) -> Description:
             o.assumed.append("clip=True (its dynamic thresholding is not done here)")
         if clip and scheduler.get("clip_sample_range", 1.0) != 1.0:
             o.assumed.append(f"clip to 1 (it clips to {scheduler['clip_sample_range']})")
-    return Description(
+    return ModelDescription(
         kind=kind,
         model=model,
         image_shape=(image_channels, height, width),
@@ -231,7 +231,7 @@ def _residual(config: dict[str, Any], downs: Iterable[str], ups: Iterable[str]) 
     return kinds == {True}
 
 
-def refusal(description: Description) -> str | None:
+def refusal(description: ModelDescription) -> str | None:
     """Why UNet2DModel could not run a network, or None."""
     model = description.model
     for name in ("patch_size", "timestep_scale"):
@@ -244,7 +244,7 @@ def refusal(description: Description) -> str | None:
     return None
 
 
-def _head_dims(description: Description) -> set[int]:
+def _head_dims(description: ModelDescription) -> set[int]:
     """Channels a head at the levels that have attention, the middle among them."""
     model = description.model
     heights = [description.image_shape[1] // 2**level for level in range(len(model.channel_mult))]
@@ -255,7 +255,7 @@ def _head_dims(description: Description) -> set[int]:
     return {width // model.heads(width) for width in widths}
 
 
-def unet_config(description: Description) -> dict[str, Any]:
+def unet_config(description: ModelDescription) -> dict[str, Any]:
     """config.json of a UNet2DModel that is this network."""
     model = description.model
     channels, height, width = description.image_shape

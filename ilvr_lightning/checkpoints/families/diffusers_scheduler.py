@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilvr_lightning.checkpoints.description import Description
+from ilvr_lightning.checkpoints.description import ModelDescription
 from ilvr_lightning.checkpoints.files import read_json
 from ilvr_lightning.config.schema import MAX_TIMESTEPS, DiffusionConfig
 from ilvr_lightning.diffusion.denoiser import PredictionType
@@ -93,7 +93,7 @@ BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "sigmoid": _sigmoid
 """diffusers' beta_schedule, beside squaredcos_cap_v2, which is our cosine."""
 
 
-def scheduler_config(description: Description) -> dict[str, Any]:
+def scheduler_config(description: ModelDescription) -> dict[str, Any]:
     """scheduler_config.json of a DDPMScheduler that samples as the network was trained."""
     diffusion = description.diffusion
     schedule: dict[str, Any] = {"trained_betas": list(diffusion.betas)} if diffusion.betas is not None else {}

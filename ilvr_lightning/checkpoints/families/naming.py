@@ -8,7 +8,7 @@ from ilvr_lightning.models.config import UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class NameTable:
     """One family's words; {level} counts from the image, {up} from the middle, {j} within a level."""
 
     whole: dict[str, str]
@@ -25,12 +25,12 @@ class Words:
     """Parts of an attention; three names where ours are stacked."""
 
 
-def names_by_level(ours: Iterable[str], config: UNetConfig, words: Words) -> dict[str, tuple[str, ...]]:
+def names_by_level(ours: Iterable[str], config: UNetConfig, words: NameTable) -> dict[str, tuple[str, ...]]:
     """The family's names of each of our parameters."""
-    return {name: _named(name, config, words) for name in ours}
+    return {name: _prefix_errors(name, config, words) for name in ours}
 
 
-def _named(name: str, config: UNetConfig, words: Words) -> tuple[str, ...]:
+def _prefix_errors(name: str, config: UNetConfig, words: NameTable) -> tuple[str, ...]:
     module, parameter = name.rsplit(".", 1)
     if module in words.whole:
         return (f"{words.whole[module]}.{parameter}",)
@@ -40,13 +40,13 @@ def _named(name: str, config: UNetConfig, words: Words) -> tuple[str, ...]:
     if side == "middle":
         home = words.whole[f"middle.{index}.{kind}"]
     else:
-        home = _home(side, index, kind, config, words)
+        home = _module_path(side, index, kind, config, words)
     if kind == "attention":
         return tuple(f"{home}.{word}.{parameter}" for word in words.attention[part])
     return (f"{home}.{words.block.get(part, part)}.{parameter}",)
 
 
-def _home(side: str, index: int, kind: str, config: UNetConfig, words: Words) -> str:
+def _module_path(side: str, index: int, kind: str, config: UNetConfig, words: NameTable) -> str:
     """Where a stage's module lives in the family."""
     blocks = config.num_res_blocks
     levels = len(config.channel_mult)

@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ilvr_lightning.checkpoints.description import Description
+from ilvr_lightning.checkpoints.description import ModelDescription
 from ilvr_lightning.checkpoints.files import first_line
 from ilvr_lightning.config.load import check_plain, config_from_plain
-from ilvr_lightning.config.schema import data_set_name, portable
+from ilvr_lightning.config.schema import portable, public_dataset_name
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import UserError
 
@@ -26,7 +26,7 @@ def is_checkpoint(content: Any) -> bool:
     )
 
 
-def describe_checkpoint(content: dict[str, Any]) -> Description:
+def describe_checkpoint(content: dict[str, Any]) -> ModelDescription:
     """What a Lightning checkpoint says of itself."""
     plain = content["hyper_parameters"]["config"]
     config = config_from_plain(plain)
@@ -43,7 +43,7 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
             facts["hours of training"] = round(state["training_seconds"] / 3600, 2)
         if isinstance(state, dict) and state.get("calibrated_at") == content.get("global_step"):
             gains = state.get("octave_gains")
-    return Description(
+    return ModelDescription(
         kind="ilvr_lightning checkpoint",
         model=config.model,
         image_shape=(config.data.channels, *config.data.size),
@@ -54,7 +54,7 @@ def describe_checkpoint(content: dict[str, Any]) -> Description:
     )
 
 
-def to_metadata(description: Description) -> dict[str, str]:
+def to_metadata(description: ModelDescription) -> dict[str, str]:
     """A description as safetensors' metadata, without paths of the machine that trained it."""
     values = dataclasses.asdict(description)
     if values["config"] is not None:
@@ -62,7 +62,7 @@ def to_metadata(description: Description) -> dict[str, str]:
     return {"format": "pt", KEY: json.dumps(values, sort_keys=True)}
 
 
-def describe_metadata(text: str) -> Description:
+def describe_metadata(text: str) -> ModelDescription:
     """The description that to_metadata wrote.
 
     Raises:
@@ -84,7 +84,7 @@ def describe_metadata(text: str) -> Description:
         check_plain(facts)
         if not (isinstance(kind, str) and isinstance(clip, bool) and isinstance(facts, dict)):
             raise TypeError(f"kind {kind!r:.40}, clip {clip!r:.40}, facts {facts!r:.40}")
-        return Description(
+        return ModelDescription(
             kind=kind,
             model=config.model,
             diffusion=config.diffusion,
@@ -120,9 +120,9 @@ def names(ours: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {name: (name,) for name in ours}
 
 
-def data_set_of(description: Description) -> str:
+def data_set_of(description: ModelDescription) -> str:
     """The data set that a model was trained on, without a path of someone's machine."""
     path = (description.config or {}).get("data", {}).get("path")
     if not isinstance(path, str):
         return "not recorded"
-    return data_set_name(path)
+    return public_dataset_name(path)
