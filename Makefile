@@ -1,6 +1,6 @@
 # make demo: sample from the models that come with the project, then train one epoch (make demo SHORT=1: a minute).
 # make test: ruff, mypy and pytest.
-# make museum: the field's known bugs, put into this code at run time; each must fail a test.
+# make mutants: the field's known bugs, put into this code at run time; each must fail a test.
 # All make .venv and install into it once; PYTHON=... uses an environment made elsewhere.
 
 ifdef PYTHON
@@ -43,7 +43,7 @@ test: test-env
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
-museum: test-env
-	$(PYTHON) -m tests.museum
+mutants: test-env
+	$(PYTHON) -m tests.mutation
 
-.PHONY: demo test museum demo-env test-env
+.PHONY: demo test mutants demo-env test-env

@@ -14,18 +14,18 @@ import pytest
 import torch
 
 TESTS = {
-    "four U-Nets, from files in ADM's key names": "test_unet.py::test_matches_the_reference_implementation",
-    "the filter: kernels, factors, sizes": "test_low_pass.py::test_matches_the_reference_implementation",
-    "ILVR as released, each step from the recorded state": "test_samplers.py::test_every_step_of_the_released_code",
-    "ILVR as released, whole runs from x_T": "test_samplers.py::test_whole_runs_of_the_released_code",
-    "simple and hybrid loss, bound (relative)": "test_loss.py::test_matches_the_reference_implementation",
-    "bound of an image, term by term (relative)": "test_loss.py::test_variational_bound_of_an_image",
-    "diffusers UNet2DModel, three sizes": "test_pretrained.py::test_diffusers_folder",
-    "DDIM authors' layout, oracle diffusers": "test_pretrained.py::test_ddim_layout_is_ho_et_als_network",
-    "four U-Nets exported, run by diffusers": "test_pretrained.py::test_ours_to_diffusers_runs_in_its_pipeline",
-    "diffusers DDPMScheduler": "test_diffusers_samplers.py::test_ddpm",
-    "diffusers DDIMScheduler": "test_diffusers_samplers.py::test_ddim",
-    "diffusers DPMSolverMultistepScheduler": "test_diffusers_samplers.py::test_dpm_solver",
+    "four U-Nets, from files in ADM's key names": "models/test_unet.py::test_matches_the_reference_implementation",
+    "the filter: kernels, factors, sizes": "diffusion/test_low_pass.py::test_matches_the_reference_implementation",
+    "ILVR as released, each step by itself": "diffusion/test_samplers.py::test_every_step_of_the_released_code",
+    "ILVR as released, whole runs from x_T": "diffusion/test_samplers.py::test_whole_runs_of_the_released_code",
+    "simple and hybrid loss, bound (relative)": "diffusion/test_loss.py::test_matches_the_reference_implementation",
+    "bound of an image, term by term (relative)": "diffusion/test_loss.py::test_variational_bound_of_an_image",
+    "diffusers UNet2DModel, three sizes": "checkpoints/test_pretrained.py::test_diffusers_folder",
+    "DDIM authors' layout, oracle diffusers": "checkpoints/test_pretrained.py::test_ddim_layout_is_ho_et_als_network",
+    "four U-Nets exported to diffusers": "checkpoints/test_pretrained.py::test_ours_to_diffusers_runs_in_its_pipeline",
+    "diffusers DDPMScheduler": "diffusion/test_diffusers_samplers.py::test_ddpm",
+    "diffusers DDIMScheduler": "diffusion/test_diffusers_samplers.py::test_ddim",
+    "diffusers DPMSolverMultistepScheduler": "diffusion/test_diffusers_samplers.py::test_dpm_solver",
 }
 
 

@@ -30,8 +30,8 @@ from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
 from tests.conftest import RECIPE
 from tests.fuzz.inputs import EXECUTED, OUT, SAMPLE, SECRET, TRAIN, Case, Valid, saved
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_MB, MOST_SECONDS, LONGEST = 500, 10, 1700
 SKIPS = ("skip", "damaged", "stay in memory", "add the following callbacks", "was not created with")
 """Words of a report, one of which a command that goes on says; the last two are Lightning's of a checkpoint."""

@@ -1,0 +1,91 @@
+"""The models that come with the project: whole, licensed, calibrated, and neither mush nor grain."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ilvr_lightning.checkpoints.find import DEFAULT_SHIPPED, SHIPPED, shipped_models
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.data.references import find_references
+from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.metrics.bands import band_figures, octave_ratios
+from tests.support.paths import ROOT
+
+DATA = {"toon64": "data/toon", "animals64": "data/animals"}
+
+
+@pytest.fixture(scope="module", params=sorted(DATA))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def loaded(name: str) -> LoadedDenoiser:
+    return load_denoiser(SHIPPED / name, say=None)
+
+
+def test_which_models_there_are() -> None:
+    assert shipped_models() == sorted(DATA)
+    assert DEFAULT_SHIPPED in DATA
+
+
+def test_small_and_in_half_precision(name: str) -> None:
+    path = SHIPPED / name / "model.safetensors"
+    assert path.stat().st_size < 20e6
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    assert {entry["dtype"] for key, entry in header.items() if key != "__metadata__"} == {"F16"}
+
+
+def test_card(name: str) -> None:
+    card = (SHIPPED / name / "README.md").read_text()
+    licence = "CC BY 4.0" if name == "toon64" else "MIT"
+    for words in (licence, "images seen", "hours of training", "val/loss", "modified", "octave_gains", "cannot"):
+        assert words in card
+    pictures = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if line.startswith("![")]
+    assert pictures
+    assert all((SHIPPED / name / picture).is_file() for picture in pictures)
+
+
+def test_calibrated(loaded: LoadedDenoiser) -> None:
+    for preset in ("fast", "draft"):
+        for factor in (2, 4, 8, 16):
+            gains = loaded.preset(preset, factor).octave_gains
+            assert isinstance(gains, tuple)
+            assert all(0.7 < gain < 1.4 for gain in gains)
+
+
+def test_follows_held_out_pictures_without_blur_or_grain(name: str, loaded: LoadedDenoiser) -> None:
+    """ILVR at N=8 after 16 held-out images: the low band met, the energy above it that of real images."""
+    references = find_references([f"{ROOT / DATA[name]}:test[100:116]"], loaded.image_shape, "crop")
+    y = torch.stack([r.tensor for r in references])
+    plan = loaded.preset("draft", 8)
+    with torch.no_grad():
+        x = generate(loaded, loaded.schedule, plan, seeds=range(16), shape=loaded.image_shape, reference=y)
+    figures = band_figures(x.clamp(-1, 1), y, 8)
+    assert figures.low < 0.01
+    assert 0.7 < figures.energy < 1.4
+    assert 0.6 < octave_ratios(x, y)[-1] < 1.6
+    across = (x[:, None] - x).square().mean((2, 3, 4)).sqrt()
+    assert float(across[~torch.eye(16, dtype=torch.bool)].min()) > 0.1
+
+
+@pytest.mark.slow
+def test_one_reference_and_no_other_flag_within_a_minute(tmp_path: Path) -> None:
+    """In an empty folder: a grid of four samples, of the model that ships, which is said."""
+    reference = ROOT / "data" / "references" / "photo_astronaut.png"
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), "--ref", str(reference)],
+        cwd=tmp_path, check=True, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert time.perf_counter() - start < 60
+    assert f"{DEFAULT_SHIPPED}" in next(line for line in done.stdout.splitlines() if line.startswith("checkpoint"))
+    assert (tmp_path / "samples" / "photo_astronaut_grid.png").is_file()

@@ -1,0 +1,218 @@
+"""train.py's command line: every bad input gives status 2 and one line that names the setting."""
+
+import functools
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from ilvr_lightning.config.load import all_keys
+from tests.support import cli
+
+refused = functools.partial(cli.refused, train.main)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.learning_rate=1", "unknown key optim.learning_rate: did you mean"),
+        ("optim.lrr=1", "unknown key optim.lrr: did you mean optim.lr?"),
+        ("trainer.device=2", "unknown key trainer.device: did you mean trainer.devices?"),
+        ("optim.lr=fast", "optim.lr"),
+        ("data.batch_size=1.5", "data.batch_size"),
+        ("data.flip=perhaps", "data.flip"),
+        ("diffusion.schedule=quadratic", "diffusion.schedule"),
+        ("optim.lr=-1e-3", "optim.lr must be above 0: got -0.001"),
+        ("optim.weight_decay=-1", "optim.weight_decay must be at least 0: got -1"),
+        ("ema.decay=1", "ema.decay must be in [0, 1): got 1"),
+        ("data.batch_size=0", "data.batch_size must be above 0: got 0"),
+        ("data.batch_size=19", "data.batch_size must be at most the number of training images, 18: got 19"),
+        ("trainer.accumulate_grad_batches=3", "data.batch_size is the global batch, and must be a multiple of"),
+        ("data.channels=4", "data.channels must be 3 or 1: got 4"),
+        ("data.path=/no/such/folder", "data.path=/no/such/folder: there is no such folder or file"),
+        ("grid.factors=[3]", "grid.factors must divide the image size: got factor=3 for 8 px; the nearest"),
+        ("grid.references=[/no/such.png]", "grid.references: there is no file or folder /no/such.png"),
+        ("grid.preset=papr", "grid.preset must be one of"),
+        ("sampling.num_steps=0", "sampling.num_steps must be at least 1: got 0"),
+        ("sampling.num_steps=26", "sampling.num_steps must be at most T=25: got 26"),
+        ("sampling.condition_from=26", "sampling.condition_from must be in [0, 25]: got 26"),
+        ("sampling.condition_to=-1", "sampling.condition_to must be at least 0: got -1"),
+        ("resume=/no/such.ckpt", "resume=/no/such.ckpt: there is no such checkpoint"),
+        ("init_from=/no/such.ckpt", "/no/such.ckpt"),
+        ("trainer.accelerator=gpu", "trainer.*"),
+        ("trainer.precision=8", "precision"),
+        ("trainer.max_epochs=many", "max_epochs"),
+        ("lr", "neither a recipe (CONFIG.yaml) nor key=value without spaces; see --help"),
+        ("toon32", "did you mean configs/toon32.yaml?"),
+        ("run.name=${oc.env:HOME}", "run.name may refer to other keys alone"),
+        ("run.name=../escape", "run.name must be one plain folder name: got '../escape'"),
+        ("trainer.default_root_dir=null", "trainer.default_root_dir must be a folder's name"),
+        ("seed=99999999999", "seed must be from 0 to 4294967295: got 99999999999"),
+        ("data.image_size=1000000", "data.image_size must be one whole number from 1 to 8192"),
+        ("model.attention_resolutions=[3]", "model.attention_resolutions must be heights of the levels, 8: got 3"),
+        ("optim.betas=[0.9]", "optim.betas: TupleConfig length 1"),
+        ("trainer.val_check_interval=1000", "the Trainer refuses its settings (trainer.*)"),
+        ("trainer.detect_anomaly=null", "trainer.detect_anomaly must be true or false: got None"),
+        ("trainer.enable_progress_bar=maybe", "trainer.enable_progress_bar must be true or false: got 'maybe'"),
+    ],
+)  # fmt: skip
+def test_bad_setting(
+    override: str, words: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if override == "trainer.accelerator=gpu" and torch.cuda.is_available():
+        override = "trainer.devices=99"
+    assert words in refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path}", override)
+
+
+def test_range_reversed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, str(recipe), "sampling.condition_from=5", "sampling.condition_to=10")
+    assert "the range is reversed: sampling.condition_from=5 is below sampling.condition_to=10" in error
+
+
+def test_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no recipe nothing.yaml" in refused(capsys, "nothing.yaml")
+
+
+def test_recipe_that_is_no_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.yaml").write_text("data: [1")
+    assert "broken.yaml is no readable YAML" in refused(capsys, str(tmp_path / "broken.yaml"))
+
+
+def test_empty_folder(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no images in this folder" in refused(capsys, str(recipe), f"data.path={tmp_path}", "run.name=x")
+
+
+def test_files_that_are_no_images(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no picture")
+    settings = [str(recipe), f"data.path={tmp_path}", "run.name=no_images"]
+    assert "no image in it can be read" in refused(capsys, *settings)
+    error = refused(capsys, *settings, "data.on_broken=stop")
+    assert "row 1 of" in error  # row 0 is held out
+    error = refused(capsys, str(recipe), "run.name=no_images", f"grid.references=[{tmp_path / 'a.png'}]")
+    assert "a.png cannot be read as an image" in error
+
+
+def test_run_folder_that_cannot_be_made(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    error = refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path / 'file' / 'runs'}")
+    assert "trainer.default_root_dir: cannot write to" in error
+
+
+@pytest.mark.parametrize("override", ["trainer.accumulate_grad_batches=3", "data.batch_size=64"])
+def test_refused_before_there_is_a_folder(
+    override: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "data.batch_size" in refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path}/runs", override)
+    assert not list(tmp_path.glob("runs/tiny/*"))
+
+
+def test_what_it_goes_on_from_is_said(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained / "checkpoints" / "last.ckpt"
+    assert train.main([str(recipe), "trainer.max_epochs=2", f"resume={path}"]) == 0
+    out = capsys.readouterr().out
+    assert f"resume       {path}, step 8\n" in out
+    assert "done         step 8, nothing was left to do\n" in out
+
+
+def test_folder_to_resume(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, str(recipe), f"resume={trained}")
+    assert f"give the newest in that folder, {trained / 'checkpoints' / 'last.ckpt'}" in error
+
+
+def test_not_validated(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(recipe), "run.name=not_validated", "trainer.max_steps=2"]) == 0
+    assert "done         step 2, not validated\n" in capsys.readouterr().out
+
+
+def test_no_run_to_resume(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, str(recipe), "resume=auto", f"trainer.default_root_dir={tmp_path}")
+    assert "resume=auto: there is no checkpoint under" in error
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+@pytest.mark.parametrize("kind", ["text", "truncated", "pickle", "torch_pickle", "other"])
+def test_checkpoint_that_is_none(
+    key: str, kind: str, recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, harm = tmp_path / "x.ckpt", tmp_path / "harm"
+    match kind:
+        case "text":
+            path.write_text("no checkpoint")
+        case "truncated":
+            data = (trained / "checkpoints" / "last.ckpt").read_bytes()
+            path.write_bytes(data[: len(data) // 2])
+        case "pickle":
+            path.write_bytes(pickle.dumps(Evil(harm)))
+        case "torch_pickle":
+            torch.save({"state_dict": Evil(harm)}, path)
+        case "other":
+            torch.save({"state_dict": {}}, path)
+    error = refused(capsys, str(recipe), f"{key}={path}", "run.name=bad_checkpoint")
+    assert f"{path} is no checkpoint" in error
+    assert not harm.exists()
+
+
+def test_checkpoint_of_another_network(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained / "checkpoints" / "last.ckpt"
+    for key in ("init_from", "resume"):
+        error = refused(capsys, str(recipe), f"{key}={path}", "model.channels=16", "run.name=other_network")
+        assert "does not fit the network" in error
+
+
+def test_weights_that_overflow(recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    state["state_dict"] = {name: value * 1e30 for name, value in state["state_dict"].items()}
+    torch.save(state, tmp_path / "large.ckpt")
+    error = refused(capsys, str(recipe), f"init_from={tmp_path / 'large.ckpt'}", "run.name=overflows")
+    assert "large.ckpt: with its weights the loss is not finite before any training" in error
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    keys = list(all_keys())
+    assert len(keys) > 60
+    assert [key for key in keys if f"\n  {key}=" not in text] == []
+    assert "optim.lr=0.0001\n      Learning rate after the warm-up. (number)" in text
+
+
+def test_print_config_can_be_read_again(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(recipe), "--print-config", "optim.lr=0.5"]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(first)
+    assert "\n  lr: 0.5\n" in first
+    assert train.main([str(tmp_path / "again.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_first_lines(recipe: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(recipe), "run.name=first_lines"]) == 0
+    out = capsys.readouterr().out
+    folder = recipe.parent / "runs" / "tiny" / "first_lines"
+    for line in (
+        f"data         {images}: 18 images to train on, 3 to validate on, 8x8 px",
+        "network      12,203 parameters",
+        "devices      1 (cpu), global batch 4",
+        f"run          {folder}",
+        f"watch        tensorboard --logdir {folder}",
+    ):
+        assert line in out
+
+
+def test_run_folder_holds_the_config(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(trained / "config.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == (trained / "config.yaml").read_text()

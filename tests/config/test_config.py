@@ -1,0 +1,331 @@
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning import Trainer
+
+import ilvr_lightning
+from ilvr_lightning.config.load import config_from_plain, describe, load_config, to_yaml
+from ilvr_lightning.config.schema import Config, DiffusionConfig
+from ilvr_lightning.config.trainer_keys import TRAINER_KEYS
+from ilvr_lightning.errors import UserError
+from tests.support.paths import ROOT
+
+
+def load(*arguments: str) -> Config:
+    return load_config(arguments)[0]
+
+
+def message(*arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        load(*arguments)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_overrides_come_after_the_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("seed: 3\noptim: {lr: 0.5, betas: [0.8, 0.9]}\ntrainer: {max_epochs: 7}\n")
+    config, name = load_config([str(recipe), "optim.lr=0.25", "trainer.devices=2", "sampling.factor=[4,8]"])
+    assert name == "mine"
+    assert (config.seed, config.optim.lr, config.optim.betas) == (3, 0.25, (0.8, 0.9))
+    assert config.sampling.factor == (4, 8)
+    # What the file does not name keeps its default, in the Trainer's arguments too.
+    assert config.trainer["max_epochs"] == 7
+    assert config.trainer["devices"] == 2
+    assert config.trainer["default_root_dir"] == "runs"
+    assert config.data.batch_size == 32
+
+
+def test_nothing_given_is_the_default() -> None:
+    assert load_config([]) == (Config(), "default")
+
+
+def test_default_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "other.yml"
+    recipe.write_text("seed: 9\n")
+    config, name = load_config(["seed=10"], default=recipe)
+    assert (config.seed, name) == (10, "other")
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("data.batch_sise=3", ["unknown key data.batch_sise", "did you mean data.batch_size?"]),
+        ("optm.lr=1", ["unknown key optm", "did you mean optim.lr?"]),
+        ("sed=1", ["unknown key sed", "did you mean seed?"]),
+        ("trainer.max_epoch=3", ["unknown key trainer.max_epoch", "max_epochs?"]),
+        ("optim=3", ["optim is a section", "optim.KEY=VALUE"]),
+        ("optim.lr=fast", ["optim.lr", "'fast'", "number"]),
+        ("data.batch_size=2.5", ["data.batch_size", "2.5", "whole number"]),
+        ("data.flip=maybe", ["data.flip", "maybe", "true|false"]),
+        ("diffusion.schedule=sigmoid", ["diffusion.schedule", "sigmoid", "linear|cosine"]),
+        ("optim.lr=-1", ["optim.lr must be above 0: got -1"]),
+        ("optim.lr=nan", ["optim.lr must be above 0: got nan"]),
+        ("optim.lr=inf", ["optim.lr must be above 0: got inf"]),
+        ("optim.betas=[0.9,1]", ["optim.betas must be in [0, 1): got [0.9, 1.0]"]),
+        ("data.channels=4", ["data.channels must be 3 or 1: got 4"]),
+        ("data.validation_fraction=1", ["data.validation_fraction must be between 0 and 1: got 1"]),
+        ("seed=-1", ["seed must be from 0 to 4294967295: got -1"]),
+        ("ema.decay=1", ["ema.decay must be in [0, 1): got 1"]),
+        ("model.patch_size=3", ["model.patch_size must be 1, 2 or 4: got 3"]),
+        ("diffusion.num_timesteps=20", ["diffusion.num_timesteps must be above 20", "got 20"]),
+        ("diffusion.betas=[0.1,1]", ["diffusion.betas must be a list of numbers, each above 0 and below 1"]),
+        ("data.image_size=30", ["data.image_size must be a multiple of 8", "got 30x30"]),
+        ("grid.factors=[4,5]", ["grid.factors must divide the image size: got factor=5 for 32 px"]),
+        ("sampling.eta=2", ["sampling.eta must be between 0 and 1: got 2"]),
+        ("sampling.condition_to=2000", ["sampling.condition_to must be in [0, 1000]: got 2000"]),
+        ("grid.preset=papr", ["grid.preset must be one of fast", "got 'papr'"]),
+        ("data.path=[", ["data.path could not be read", "data.path=["]),
+        ("data.path=${nope.key}", ["data.path", "nope.key"]),
+        ("recipe", ["'recipe' is neither a recipe (CONFIG.yaml) nor key=value without spaces; see --help"]),
+        ("none.yaml", ["there is no recipe none.yaml", "configs/"]),
+    ],
+)
+def test_mistakes_are_named_in_one_line(argument: str, parts: list[str]) -> None:
+    text = message(argument)
+    for part in parts:
+        assert part in text
+
+
+def test_two_recipes() -> None:
+    assert message("a.yaml", "b.yaml") == "give one recipe: got a.yaml and b.yaml"
+
+
+def test_resume_and_init_from_exclude_each_other() -> None:
+    assert message("resume=auto", "init_from=x.ckpt") == "give resume or init_from, not both"
+
+
+@pytest.mark.parametrize("content", ["data: [1\n", "\tseed: 1\n", "- seed\n", b"\xff\xfe\x00seed"])
+def test_broken_recipe(tmp_path: Path, content: str | bytes) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message(str(recipe)).startswith(str(recipe))
+
+
+def test_unknown_key_of_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "typo.yaml"
+    recipe.write_text("data: {image_sise: 64}\n")
+    assert "unknown key data.image_sise: did you mean data.image_size?" in message(str(recipe))
+
+
+def test_empty_recipe_is_the_default(tmp_path: Path) -> None:
+    recipe = tmp_path / "empty.yaml"
+    recipe.write_text("# nothing\n")
+    assert load(str(recipe)) == Config()
+
+
+def test_interpolation_to_another_key() -> None:
+    config = load("data.batch_size=8", "grid.samples=${data.batch_size}", "data.path=${data.split}/${run.name}",
+                  "run.name=x", "trainer.default_root_dir=out/${run.name}")  # fmt: skip
+    assert config.grid.samples == 8
+    assert config.data.path == "train/x"
+    assert config.trainer["default_root_dir"] == "out/x"
+
+
+LEAKS = [
+    "data: {path: '${oc.env:SECRET_OF_THE_TEST}'}",
+    "data: {path: 'a${data.split}b${oc.env:SECRET_OF_THE_TEST}'}",
+    "data: {path: '${oc.decode:${oc.env:SECRET_OF_THE_TEST}}'}",
+    "data: {split: env, path: '${oc.${data.split}:SECRET_OF_THE_TEST}'}",
+    "data: {split: oc.env, path: '${${data.split}:SECRET_OF_THE_TEST}'}",
+    "data: {split: '}', path: '${ oc.env : SECRET_OF_THE_TEST}'}",
+    "grid: {references: ['${oc.env:SECRET_OF_THE_TEST}']}",
+    "trainer: {default_root_dir: '${oc.env:SECRET_OF_THE_TEST}'}",
+    "trainer: {profiler: ['${oc.env:SECRET_OF_THE_TEST}']}",
+]
+
+
+@pytest.mark.parametrize("content", LEAKS)
+def test_environment_does_not_leak_into_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_TEST", "hunter2")
+    recipe = tmp_path / "leak.yaml"
+    recipe.write_text(content)
+    text = message(str(recipe))
+    assert "may refer to other keys alone, not to the environment or files" in text
+    assert "hunter2" not in text
+
+
+def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    chain = [f"data.{a}={('${data.' + b + '}') * 9}" for a, b in (("name", "label"), ("label", "image_column"))]
+    assert "more than 24 references to other keys" in message(*chain, f"run.name={'${data.name}' * 9}")
+    assert message("data.batch_size=" + "9" * 400).startswith("data.batch_size must be a whole number below 2^63")
+    assert "data.split must be of at most 10000 characters" in message("data.split=" + "x" * 10_001)
+    circle: dict[str, object] = {}
+    circle["seed"] = circle
+    with pytest.raises(UserError, match=r"seed.* is nested too deeply"):
+        config_from_plain(circle)
+    (tmp_path / "large.yaml").write_text("x" * 200_001)
+    assert "it is of 200001 bytes" in message(str(tmp_path / "large.yaml"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert "pipe.yaml is no file" in message(str(tmp_path / "pipe.yaml"))
+
+
+def test_a_recipe_whose_runs_would_lie_elsewhere(tmp_path: Path) -> None:
+    for name in ("..", "a\nb", "x" * 230):
+        assert "a recipe's name is that of its runs' folder" in message(str(tmp_path / f"{name}.yaml"))
+
+
+def test_environment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_TEST", "hunter2")
+    text = message("data.path=${oc.env:SECRET_OF_THE_TEST}")
+    assert text.startswith("data.path may refer to other keys alone")
+
+
+def test_plain_holds_builtins_alone_and_makes_the_same_again() -> None:
+    config = load("data.image_size=[32,64]", "sampling.factor=[4,8]", "diffusion.betas=[0.1,0.2]", "run.name=1",
+                  "sampling.timesteps=[2,1]", "optim.decay_steps=5", "trainer.precision=bf16-mixed")  # fmt: skip
+    plain = config.plain()
+
+    def check(node: object) -> None:
+        assert type(node) in (dict, list, tuple, str, int, float, bool, type(None))
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+            check(child)
+
+    check(plain)
+    assert config_from_plain(plain) == config
+    assert config.data.size == (32, 64)
+
+
+def test_yaml_makes_the_same_again(tmp_path: Path) -> None:
+    config = load("optim.lr=3e-5", "grid.references=[a.png,b*.png]", "trainer.max_steps=9")
+    recipe = tmp_path / "again.yaml"
+    recipe.write_text(to_yaml(config.plain()))
+    assert load(str(recipe)) == config
+
+
+def test_T() -> None:  # noqa: N802
+    assert DiffusionConfig(num_timesteps=400).T == 400
+    assert DiffusionConfig(betas=(0.1, 0.2, 0.3)).T == 3
+
+
+def test_grid_plan_is_its_preset_with_what_sampling_changes() -> None:
+    plan = load("grid.preset=paper", "sampling.factor=4").grid_plan
+    assert plan.resolved(1000).num_steps == 1000
+    assert plan.factor == 4
+    plan = load("sampling.num_steps=50", "sampling.condition_to=0").grid_plan  # SamplingPlan's own default, too
+    assert (plan.sampler, plan.num_steps) == ("dpmpp_2m", 50)
+
+
+def test_every_key_is_described() -> None:
+    keys = [key for key, *_ in describe()]
+    assert len(set(keys)) == len(keys)
+    plain = Config().plain()
+    for key, kind, meaning, default in describe():
+        assert meaning.endswith("."), key
+        if not key.startswith("trainer."):
+            assert kind, key
+            node = plain
+            for part in key.split("."):
+                node = node[part]
+            assert node == default, key
+    fixed = ("seed run.name resume init_from data.path data.name data.split data.image_column data.label "
+             "data.batch_size data.image_size optim.lr grid.references grid.factors grid.samples "
+             "grid.every_n_epochs grid.every_n_steps grid.preset sampling.factor diffusion.schedule")  # fmt: skip
+    assert set(fixed.split()) <= set(keys)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_recipes(recipe: Path) -> None:
+    config, name = load_config([str(recipe)])
+    assert name == recipe.stem
+    first = recipe.read_text().splitlines()[0]
+    assert first.startswith(f"# python train.py configs/{recipe.name}")
+    # Nothing that it says is lost.
+    resolved = yaml.safe_load(to_yaml(config.plain()))
+    for section, values in yaml.safe_load(recipe.read_text()).items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            assert "${" in str(value) or resolved[section][key] == value
+
+
+def test_trainer_keys_are_the_trainers() -> None:
+    assert set(TRAINER_KEYS) <= set(inspect.signature(Trainer.__init__).parameters)
+    assert not {"callbacks", "logger", "use_distributed_sampler"} & set(TRAINER_KEYS)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after the statement."""
+    code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        (
+            "import ilvr_lightning.config.schema, ilvr_lightning.sampling.arguments",
+            {"torch", "numpy", "lightning", "datasets", "PIL"},
+        ),
+        (
+            "from ilvr_lightning.diffusion import conditioning, generate, loss, plan",
+            {"lightning", "datasets", "omegaconf", "torchvision"},
+        ),
+        (
+            "import ilvr_lightning\nfor name in ilvr_lightning.__all__: getattr(ilvr_lightning, name)",
+            {"lightning", "datasets", "torchvision"},
+        ),
+    ],
+)
+def test_imports_are_light(statement: str, absent: set[str]) -> None:
+    loaded = loaded_by(statement)
+    assert "ilvr_lightning" in loaded
+    assert not loaded & absent
+
+
+def test_public_names() -> None:
+    expected = {
+        "NoiseSchedule",
+        "Prediction",
+        "LowPassFilter",
+        "ILVR",
+        "SamplingPlan",
+        "generate",
+        "generate_steps",
+        "load_denoiser",
+    }
+    assert expected <= set(ilvr_lightning.__all__)
+    for name in expected:
+        assert getattr(ilvr_lightning, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ilvr_lightning.nothing  # noqa: B018
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found.add(node.module or "")
+    return found
+
+
+PACKAGE = ROOT / "ilvr_lightning"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "diffusion").glob("*.py")), ids=lambda path: path.stem)
+def test_diffusion_imports_torch_and_nothing_else_of_the_project(path: Path) -> None:
+    for name in imports(path):
+        top = name.partition(".")[0]
+        assert name.startswith("ilvr_lightning.diffusion.") or top == "torch" or top in sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.stem)
+def test_models_import_torch_and_diffusion_alone(path: Path) -> None:
+    ours = ("ilvr_lightning.models.", "ilvr_lightning.diffusion.")
+    for name in imports(path):
+        assert name.startswith(ours) or name.partition(".")[0] in {"torch", *sys.stdlib_module_names}, name
+
+
+def test_omegaconf_is_imported_in_one_place() -> None:
+    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if any(
+        name.partition(".")[0] == "omegaconf" for name in imports(path))}  # fmt: skip
+    assert users == {"config/load.py"}
