@@ -32,9 +32,66 @@ def first_line(error: BaseException, length: int = 200) -> str:
     return str(error).strip().partition("\n")[0][:length] or type(error).__name__
 
 
+OTHER_NAMES = {
+    "trainer.gpus": "trainer.devices",
+    "gpus": "trainer.devices",
+    "devices": "trainer.devices",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "max_epochs": "trainer.max_epochs",
+    "max_steps": "trainer.max_steps",
+    "steps": "trainer.max_steps",
+    "train_num_steps": "trainer.max_steps",
+    "trainer.gradient_clip_val": "optim.grad_clip",
+    "precision": "trainer.precision",
+    "lr": "optim.lr",
+    "learning_rate": "optim.lr",
+    "optim.learning_rate": "optim.lr",
+    "batch_size": "data.batch_size",
+    "image_size": "data.image_size",
+    "resolution": "data.image_size",
+    "num_channels": "model.channels",
+    "diffusion_steps": "diffusion.num_timesteps",
+    "ckpt": "resume",
+    "checkpoint": "resume",
+    "--down-N": "--factor",
+    "--down_N": "--factor",
+    "--N": "--factor",
+    "--input": "--ref",
+    "--reference": "--ref",
+    "--image": "--ref",
+    "--model": "--ckpt",
+    "--model_path": "--ckpt",
+    "--output": "--out",
+    "--save_dir": "--out",
+    "--n": "--num-samples",
+    "--samples": "--num-samples",
+    "--sampling-steps": "--steps",
+    "--gpus": "--devices",
+    "--config": "a config is the first argument, without a flag: python train.py configs/NAME.yaml",
+    "--cfg": "a config is the first argument, without a flag: python train.py configs/NAME.yaml",
+    "trainer.logger": "TensorBoard is the logger and cannot be changed here",
+    "trainer.callbacks": "callbacks are set in Python: see docs/lightning.md",
+}
+"""What other programs call a key or a flag of ours. A value that is no key or flag is the whole hint."""
+
+
 def did_you_mean(given: str, known: Sequence[str]) -> str:
-    """A hint that names the nearest of the known words, or lists them where they are few."""
-    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    if nearest:
-        return f"did you mean {nearest[0]}?"
-    return f"known are {', '.join(known)}" if len(known) < 12 else "--help lists them all"
+    """A hint for an unknown key or flag: what it is called here, else the nearest that is known, else the few there are.
+
+    Args:
+        given: the word as it was typed.
+        known: every word that would have been right.
+    """
+    meant = OTHER_NAMES.get(given)
+    if meant is not None and " " in meant:
+        return meant
+    if meant not in known:
+        # "--data.path" is data.path with dashes; "size" is the end of data.image_size.
+        plain = given.lstrip("-") if given.lstrip("-") in known else given
+        ends = [word for word in known if word.rpartition(".")[2] == plain]
+        nearest = [plain] if plain in known else ends or difflib.get_close_matches(plain, known, n=1, cutoff=0.6)
+        meant = nearest[0] if len(nearest) == 1 else None
+    if meant is not None:
+        return f"did you mean {meant}?"
+    return f"known are {', '.join(known)}" if len(known) < 12 else "--help lists what is known"

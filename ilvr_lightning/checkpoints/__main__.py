@@ -112,7 +112,7 @@ def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
 
     if args.to != "safetensors":
         raise UserError(f"--calibrate is for --to safetensors; {args.to} has no place for it")
-    references = find_references(args.calibrate, loaded.image_shape, "crop", setting="--calibrate")[:MOST_IMAGES]
+    references = find_references(args.calibrate, loaded.image_shape, "crop", flag="--calibrate")[:MOST_IMAGES]
     images = torch.stack([r.tensor for r in references])
     print(f"calibrating  on {len(images)} images ...", flush=True)
     gains = calibrate_presets(loaded, loaded.schedule, images, clip=loaded.clip)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ilvr_lightning.checkpoints.description import ModelDescription, gain_lines
 from ilvr_lightning.checkpoints.families.native import data_set_of
-from ilvr_lightning.config.load import config_from_plain
+from ilvr_lightning.config.load import config_from_dict
 
 CARD = """---
 library_name: ilvr_lightning
@@ -60,7 +60,7 @@ def model_card(description: ModelDescription, notes: str = "", pictures: Sequenc
     channels, height, width = description.image_shape
     training: dict[str, Any] = {"data set": data_set_of(description), **description.facts}
     if description.config is not None:
-        config = config_from_plain(description.config)
+        config = config_from_dict(description.config)
         training["global batch"] = config.data.global_batch
         training["learning rate"] = config.optim.lr
         training["EMA decay"] = config.ema.decay

@@ -26,7 +26,7 @@ from ilvr_lightning.checkpoints.files import (
     shapes_of,
     state_dict_of,
 )
-from ilvr_lightning.config.load import config_from_plain
+from ilvr_lightning.config.load import config_from_dict
 from ilvr_lightning.config.schema import MAX_SIDE, Config
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import Gains, SamplingPlan
@@ -267,4 +267,4 @@ def resumable(path: Path) -> tuple[Config, int]:
     step = content.get("global_step")
     if type(step) is not int or step < 0:
         raise UserError(f"{path} is a damaged checkpoint: its step is {step!r:.40}")
-    return _prefix_errors(path, lambda: config_from_plain(content["hyper_parameters"]["config"])), step
+    return _prefix_errors(path, lambda: config_from_dict(content["hyper_parameters"]["config"])), step

@@ -56,7 +56,7 @@ def load_config(arguments: Sequence[str], default: str | Path | None = None) -> 
     return _build(layers), path.stem if path else "default"
 
 
-def config_from_plain(values: dict[str, Any]) -> Config:
+def config_from_dict(values: dict[str, Any]) -> Config:
     """The configuration that `Config.plain` gave, as a checkpoint holds it.
 
     Raises:

@@ -352,12 +352,12 @@ class Config:
         """Nested dicts, tuples, numbers and strings."""
         return dataclasses.asdict(self)
 
-    def portable(self) -> dict[str, Any]:
+    def without_local_paths(self) -> dict[str, Any]:
         """The same without this machine's paths: what a checkpoint holds and a log shows."""
-        return portable(self.plain())
+        return without_local_paths(self.plain())
 
 
-def portable(plain: dict[str, Any]) -> dict[str, Any]:
+def without_local_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """A plain configuration without paths of the machine that it was used on."""
     return {
         **plain,

@@ -175,7 +175,7 @@ def with_mask(reference: Reference, name: str, mask: Image.Image, fit: Fit = "cr
     return replace(reference, mask=pixels)
 
 
-def find_images(patterns: Sequence[str], setting: str = "--ref") -> list[Path]:
+def find_images(patterns: Sequence[str], flag: str = "--ref") -> list[Path]:
     """Files that paths, folders and globs name, in order, each once.
 
     Raises:
@@ -185,7 +185,7 @@ def find_images(patterns: Sequence[str], setting: str = "--ref") -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if not pattern.strip():
-            raise UserError(f"{setting}: a name is empty; give pictures, folders or globs")
+            raise UserError(f"{flag}: a name is empty; give pictures, folders or globs")
         if path.is_file():
             matches = [path]
         elif path.is_dir():
@@ -193,9 +193,9 @@ def find_images(patterns: Sequence[str], setting: str = "--ref") -> list[Path]:
         else:
             matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES)
             if not glob.has_magic(pattern):
-                raise UserError(f"{setting}: there is no file or folder {pattern}")
+                raise UserError(f"{flag}: there is no file or folder {pattern}")
         if not matches:
-            raise UserError(f"{setting}: no images in {pattern}; known endings are {' '.join(SUFFIXES)}")
+            raise UserError(f"{flag}: no images in {pattern}; known endings are {' '.join(SUFFIXES)}")
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -415,7 +415,7 @@ DATASET_REFERENCE = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?
 
 
 def find_references(
-    given: Sequence[str], shape: tuple[int, int, int], fit: Fit, masks: Sequence[str] = (), setting: str = "--ref"
+    given: Sequence[str], shape: tuple[int, int, int], fit: Fit, masks: Sequence[str] = (), flag: str = "--ref"
 ) -> References:
     """References from files, folders and globs, or from a data set's split written DATASET:SPLIT[A:B].
 
@@ -426,7 +426,7 @@ def find_references(
         shape: (C, H, W) that they are fitted to.
         fit: how.
         masks: one picture for all of them, or one for each in order.
-        setting: the flag, for messages.
+        flag: the flag, for messages.
 
     Raises:
         UserError: a path is missing, a file is no image, or there is another number of masks.
@@ -438,7 +438,7 @@ def find_references(
         if match and not Path(pattern).exists():
             parts.append(_dataset_reference(match))
         else:
-            parts.append(Files(find_images([pattern], setting)))
+            parts.append(Files(find_images([pattern], flag)))
     paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
     return References(parts, (height, width), channels, fit, paths)
 

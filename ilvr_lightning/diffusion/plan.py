@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 
-def check_factor(factor: int, size: tuple[int, int], setting: str = "sampling.factor") -> None:
+def check_factor(factor: int, size: tuple[int, int], flag: str = "sampling.factor") -> None:
     """Raise a ValueError that names the nearest factors unless factor divides every side longer than 1."""
     sides = [side for side in size if side > 1]
     if factor >= 1 and all(side % factor == 0 for side in sides):
@@ -19,8 +19,7 @@ def check_factor(factor: int, size: tuple[int, int], setting: str = "sampling.fa
     pixels = f"{size[0]} px" if size[0] == size[1] else f"{size[0]}x{size[1]} px"
     verb = "the nearest that do are" if len(nearest) > 1 else "the nearest that does is"
     raise ValueError(
-        f"{setting} must divide the image size: got factor={factor} for {pixels}; "
-        f"{verb} {' and '.join(map(str, nearest))}"
+        f"{flag} must divide the image size: got factor={factor} for {pixels}; {verb} {' and '.join(map(str, nearest))}"
     )
 
 

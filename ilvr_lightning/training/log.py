@@ -40,7 +40,7 @@ class TrainingLog(Callback):
         self._started = time.perf_counter()
         if isinstance(trainer.logger, Events):
             config, step = _ddpm(pl_module).config, trainer.logger.first_step
-            text = "\n".join("    " + line for line in to_yaml(config.portable()).splitlines())
+            text = "\n".join("    " + line for line in to_yaml(config.without_local_paths()).splitlines())
             trainer.logger.write(lambda writer: writer.add_text("config", text, step))
             trainer.logger.write(lambda writer: _add_hyper_parameters(writer, config))
 
@@ -86,7 +86,11 @@ class TrainingLog(Callback):
 
 def _add_hyper_parameters(writer: Any, config: Config) -> None:
     """The settings as TensorBoard's hyper-parameters, judged by val/loss, without a value that was never measured."""
-    settings = {key: value for key, value in flatten(config.portable()) if isinstance(value, bool | int | float | str)}
+    settings = {
+        key: value
+        for key, value in flatten(config.without_local_paths())
+        if isinstance(value, bool | int | float | str)
+    }
     for summary in hparams(settings, {"val/loss": 0.0}):  # type: ignore[no-untyped-call]
         writer.file_writer.add_summary(summary)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ilvr_lightning.config.load import config_from_plain
+from ilvr_lightning.config.load import config_from_dict
 from ilvr_lightning.config.schema import Config, OptimConfig
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
@@ -33,8 +33,8 @@ class DDPM(pl.LightningModule):
 
     def __init__(self, config: Config | dict[str, Any]) -> None:
         super().__init__()
-        self.config = config if isinstance(config, Config) else config_from_plain(config)
-        self.save_hyperparameters({"config": self.config.portable()})
+        self.config = config if isinstance(config, Config) else config_from_dict(config)
+        self.save_hyperparameters({"config": self.config.without_local_paths()})
         diffusion = self.config.diffusion
         self.schedule = make_schedule(diffusion.schedule, diffusion.num_timesteps, diffusion.betas)
         self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)

@@ -10,7 +10,7 @@ import yaml
 from lightning import Trainer
 
 import ilvr_lightning
-from ilvr_lightning.config.load import config_from_plain, describe, load_config, to_yaml
+from ilvr_lightning.config.load import config_from_dict, describe, load_config, to_yaml
 from ilvr_lightning.config.schema import Config, DiffusionConfig
 from ilvr_lightning.config.trainer_keys import TRAINER_KEYS
 from ilvr_lightning.errors import UserError
@@ -160,7 +160,7 @@ def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     circle: dict[str, object] = {}
     circle["seed"] = circle
     with pytest.raises(UserError, match=r"seed.* is nested too deeply"):
-        config_from_plain(circle)
+        config_from_dict(circle)
     (tmp_path / "large.yaml").write_text("x" * 200_001)
     assert "it is of 200001 bytes" in message(str(tmp_path / "large.yaml"))
     os.mkfifo(tmp_path / "pipe.yaml")
@@ -189,7 +189,7 @@ def test_plain_holds_builtins_alone_and_makes_the_same_again() -> None:
             check(child)
 
     check(plain)
-    assert config_from_plain(plain) == config
+    assert config_from_dict(plain) == config
     assert config.data.size == (32, 64)
 
 

@@ -393,7 +393,7 @@ def hostile_pictures() -> list[tuple[str, Content, bool | None]]:
         ("page.jpg", b"<!doctype html><title>404</title>", False),
         ("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', False),
         ("postscript.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", False),
-        ("portable.png", b"P6 4 4 255\n" + bytes(48), False),
+        ("without_local_paths.png", b"P6 4 4 255\n" + bytes(48), False),
         ("plain_portable.png", b"P2 40000 40000 65535\n" + b"1 " * 999, False),
         ("fits.png", b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800), False),
         ("photoshop.png", b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 9, 9, 8, 3) + bytes(99), False),

@@ -7,8 +7,8 @@ from typing import Any
 
 from ilvr_lightning.checkpoints.description import ModelDescription
 from ilvr_lightning.checkpoints.files import first_line
-from ilvr_lightning.config.load import check_plain, config_from_plain
-from ilvr_lightning.config.schema import portable, public_dataset_name
+from ilvr_lightning.config.load import check_plain, config_from_dict
+from ilvr_lightning.config.schema import public_dataset_name, without_local_paths
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import UserError
 
@@ -29,7 +29,7 @@ def is_checkpoint(content: Any) -> bool:
 def describe_checkpoint(content: dict[str, Any]) -> ModelDescription:
     """What a Lightning checkpoint says of itself."""
     plain = content["hyper_parameters"]["config"]
-    config = config_from_plain(plain)
+    config = config_from_dict(plain)
     gains: Any = {}
     counts = {"step": content.get("global_step"), "epoch": content.get("epoch")}
     facts: dict[str, Any] = {name: n for name, n in counts.items() if type(n) is int and 0 <= n < 2**63}
@@ -58,7 +58,7 @@ def to_metadata(description: ModelDescription) -> dict[str, str]:
     """A description as safetensors' metadata, without paths of the machine that trained it."""
     values = dataclasses.asdict(description)
     if values["config"] is not None:
-        values["config"] = portable(values["config"])
+        values["config"] = without_local_paths(values["config"])
     return {"format": "pt", KEY: json.dumps(values, sort_keys=True)}
 
 
@@ -72,7 +72,7 @@ def describe_metadata(text: str) -> ModelDescription:
         values = json.loads(text)
         channels, *size = values["image_shape"]
         # A configuration checks every type and range; what is not in the description must not stand in its way.
-        config = config_from_plain(
+        config = config_from_dict(
             {
                 "model": values["model"], "diffusion": values["diffusion"],
                 "data": {"image_size": size, "channels": channels}, "grid": {"factors": [1], "preset": "paper"},
@@ -80,7 +80,7 @@ def describe_metadata(text: str) -> ModelDescription:
         )  # fmt: skip
         kind, clip, facts, whole = (values[name] for name in ("kind", "clip", "facts", "config"))
         if whole is not None:
-            config_from_plain(whole)
+            config_from_dict(whole)
         check_plain(facts)
         if not (isinstance(kind, str) and isinstance(clip, bool) and isinstance(facts, dict)):
             raise TypeError(f"kind {kind!r:.40}, clip {clip!r:.40}, facts {facts!r:.40}")
