@@ -169,14 +169,14 @@ class ImageDataModule(pl.LightningDataModule):
             UserError: the batch does not divide by it, or the set is smaller than the batch.
         """
         parts = trainer.world_size * trainer.accumulate_grad_batches
-        if self.config.global_batch % parts:
+        if self.config.batch_size % parts:
             raise UserError(
                 "data.batch_size is the global batch, and must be a multiple of devices x nodes x accumulation: got "
                 f"{self.config.batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}; give "
-                f"{max(parts, self.config.global_batch // parts * parts)}"
+                f"{max(parts, self.config.batch_size // parts * parts)}"
             )
-        if self.train is not None and self.config.global_batch > len(self.train):
-            raise UserError(_too_large(self.config.global_batch, len(self.train)))
+        if self.train is not None and self.config.batch_size > len(self.train):
+            raise UserError(_too_large(self.config.batch_size, len(self.train)))
         return parts
 
     def rows_of(self, step: int) -> list[int]:
@@ -205,12 +205,12 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> TrainBatchSampler:
         config = self.config
         steps = config.steps_per_epoch(length)
-        return TrainBatchSampler(length, config.global_batch, parts, rank, world, self.seed, position, steps)
+        return TrainBatchSampler(length, config.batch_size, parts, rank, world, self.seed, position, steps)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
         assert self.validation is not None and self.trainer is not None
         share = ValidationSampler(len(self.validation), self.trainer.global_rank, self.trainer.world_size)
-        batch_size = max(1, self.config.global_batch // self.trainer.world_size)
+        batch_size = max(1, self.config.batch_size // self.trainer.world_size)
         return self._loader(self.validation, sampler=share, batch_size=batch_size)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -39,7 +39,7 @@ PREFETCH_BATCHES = 2
 def stream_order(shards: ParquetSource, config: DataConfig, seed: int) -> WindowedOrder:
     """The order of a set's rows; two lanes seldom read of one row group."""
     lanes = min(MAX_LANES, sum(map(len, shards.groups)))
-    return WindowedOrder(shards.counts, config.global_batch, lanes, config.shuffle_window, seed)
+    return WindowedOrder(shards.counts, config.batch_size, lanes, config.shuffle_window, seed)
 
 
 class StreamBatches:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,21 +13,11 @@ from ilvr_lightning.diffusion.plan import Gains, SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.metrics.bands import octave_energies
 
-if TYPE_CHECKING:
-    pass
-
-
 PRESETS = ("fast", "draft")
-
-
 PROBE = 0.01
 """How far a gain is moved to see what it does."""
-
-
 FARTHEST = 0.05
 """A gain is kept within so much of 1."""
-
-
 LEAST_SLOPE = 5.0
 """Of the energy's logarithm against the gain, about 15 at 20 evaluations: what is flatter is taken for this."""
 
@@ -91,5 +80,5 @@ def calibrate_presets(
     return {
         preset: {n: calibrate(denoise, schedule, replace(plan, factor=n), images, seeds, batch) for n in factors}
         for preset, plan in plans.items()
-        if factors and plan.num_steps <= schedule.num_timesteps
+        if factors and plan.evaluations <= schedule.num_timesteps
     }
