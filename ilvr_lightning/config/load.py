@@ -148,7 +148,7 @@ def _build(layers: Sequence[DictConfig], say: Say | None) -> Config:
     except UserError:
         raise
     except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(_explain(error, layers)) from None
     except ValueError as error:
         raise UserError(first_line(error, 1000)) from None
     except (TypeError, ArithmeticError, AttributeError, RecursionError) as error:
@@ -198,8 +198,21 @@ def _check_keys(node: Any, known: list[str], key: str = "") -> None:
         _check_keys(value, known, full)
 
 
-def _explain(error: OmegaConfBaseException) -> str:
-    key = getattr(error, "full_key", None) or "the config"
+def _explain(error: OmegaConfBaseException, layers: Sequence[DictConfig]) -> str:
+    key = getattr(error, "full_key", None) or _key_that_fails(layers)
     wanted, meaning = next(((kind, doc) for name, kind, doc, _ in describe() if name == key), ("", ""))
     hint = f"; it must be {wanted}" if wanted else ""
     return f"{key}: {first_line(error)}{hint}" + (f" ({meaning})" if meaning else "")
+
+
+def _key_that_fails(layers: Sequence[DictConfig]) -> str:
+    """The key whose value OmegaConf refuses, which not all of its errors name."""
+    for layer in layers:
+        for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(layer))):
+            alone = OmegaConf.create({})
+            OmegaConf.update(alone, key, value)
+            try:
+                OmegaConf.merge(_structured(), alone)
+            except OmegaConfBaseException:
+                return key
+    return "the config"

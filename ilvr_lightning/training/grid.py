@@ -120,6 +120,13 @@ class ILVRGrid(Callback):
         grid._source = source
         return grid
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn_step": self._drawn_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning calls the end of an epoch again when a run by steps resumes from it.
+        self._drawn_step = state_dict.get("drawn_step", -1)
+
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._source is not None:
             for grid in list(self._source.grids())[trainer.global_rank :: trainer.world_size]:

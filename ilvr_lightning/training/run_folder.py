@@ -62,7 +62,7 @@ class RunFolder:
             resumed_step=step,
         )
         if process_rank() == 0:  # the other ranks write nothing
-            check_writable(run.folder / "checkpoints", "trainer.default_root_dir")
+            check_writable(run.root, "trainer.default_root_dir")
         return run
 
     @property
@@ -78,6 +78,7 @@ class RunFolder:
         """On the first rank: write config.yaml, remove what a killed run left half-written, and print a summary."""
         if not trainer.is_global_zero:
             return
+        check_writable(self.folder / "checkpoints", "trainer.default_root_dir")
         config = to_yaml(replace(self.config, resume=None, init_from=None).plain())
         write_atomically(self.folder / "config.yaml", lambda partial: partial.write_text(config), durable=True)
         remove_partials(self.folder)

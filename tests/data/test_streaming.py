@@ -27,9 +27,9 @@ from ilvr_lightning.data.shards import ParquetSource, open_shards
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.training.module import DDPM
+from tests.support.runs import assert_same_training, crashing, last
+from tests.support.runs import scalars as all_scalars
 from tests.system.test_processes import scalars, start
-from tests.training.test_training import assert_same_training, crashing, last
-from tests.training.test_training import scalars as all_scalars
 
 SIZES = (7, 1, 13, 0, 29)
 """Rows of the shards; they hold row groups of three."""

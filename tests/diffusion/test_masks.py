@@ -206,10 +206,10 @@ def test_exact_low_band_of_a_run(preset: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kernel": "ideal"}, "sampling.exact_low_band is of a kernel that downsamples: got sampling.kernel=ideal"),
+        ({"kernel": "ideal"}, "sampling.exact_low_band needs a kernel that downsamples: got sampling.kernel=ideal"),
         (
             {"condition_to": 5},
-            "sampling.exact_low_band holds the reference to the end; give ranges that end at 0",
+            "sampling.exact_low_band keeps the reference to the end and needs ranges that end at 0",
         ),
     ],
 )
