@@ -110,7 +110,7 @@ def generate_steps(
         if ilvr is None:
             raise ValueError("sampling.start_from needs a reference to begin from")
         if mask is not None:
-            raise ValueError("sampling.start_from begins from the whole reference, and does not go with a mask")
+            raise ValueError("sampling.start_from cannot be combined with a mask")
         x_T = schedule.q_sample(ilvr.reference, plan.start_from, x_T)
     run = Run(
         denoise=at_level,

@@ -21,7 +21,7 @@ from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.metrics import calibration
 from ilvr_lightning.metrics.bands import octave_energies
-from ilvr_lightning.metrics.calibration import FARTHEST, calibrate
+from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate
 from tests.support import cli
 from tests.support.oracles import GaussianDenoiser, RecordedNoise, make_plan
 
@@ -115,7 +115,7 @@ def test_calibration_mends_a_wrong_energy(believed: float) -> None:
 
 def test_calibration_goes_only_so_far() -> None:
     (gain,) = calibrate(GaussianDenoiser(SCHEDULE, 0.0, 1e-4), SCHEDULE, replace(PLAN, factor=2), images(2), range(2))
-    assert gain == 1 + FARTHEST
+    assert gain == 1 + MAX_CHANGE
 
 
 def test_octave_energies_by_hand() -> None:
@@ -137,7 +137,7 @@ def test_from_training_to_pictures(
 ) -> None:  # fmt: skip
     from ilvr_lightning.checkpoints.__main__ import main as pretrained
 
-    monkeypatch.setattr(calibration, "FARTHEST", 0.4)  # a network of two epochs would go to the bound
+    monkeypatch.setattr(calibration, "MAX_CHANGE", 0.4)  # a network of two epochs would go to the bound
     folder = train_run("calibrated", "calibration.images=3", "trainer.max_epochs=2")
     last = folder / "checkpoints" / "last.ckpt"
     gains = load_denoiser(last, say=None).description.octave_gains
@@ -244,7 +244,7 @@ def test_calibration_of_a_network_that_makes_no_numbers() -> None:
 
 
 def test_gains_are_used_where_they_were_set(train_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "FARTHEST", 0.4)
+    monkeypatch.setattr(calibration, "MAX_CHANGE", 0.4)
     folder = train_run("calibrated_thrice", "calibration.images=3")
     loaded = load_denoiser(folder / "checkpoints" / "last.ckpt", say=None)
     gains = loaded.description.octave_gains["fast"]
