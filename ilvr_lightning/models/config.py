@@ -40,7 +40,7 @@ class UNetConfig:
     learn_sigma: bool = False
     """Predict the variance too (Nichol and Dhariwal 2021)."""
     downsample_padding: int = 1
-    """Padding of strided convolutions: 1 on every side; 0 pads the right and lower side only, as Ho et al.'s code does."""
+    """Padding of strided convolutions: 1 on every side; 0 pads the right and lower side only, as Ho et al. do."""
     flip_sin_to_cos: bool = True
     """Put cosines before sines in the timestep embedding; off in the code of Ho et al. 2020."""
     freq_shift: int = 0
