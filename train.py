@@ -32,16 +32,7 @@ def train(config: Config) -> None:
     from ilvr_lightning.data.datamodule import ImageDataModule
     from ilvr_lightning.runtime.signals import StopOnSignal
     from ilvr_lightning.runtime.trainer import make_trainer
-    from ilvr_lightning.training import (
-        DDPM,
-        EMA,
-        AtomicCheckpointIO,
-        Calibration,
-        ILVRGrid,
-        RunFolder,
-        SaveCheckpoints,
-        TrainingLog,
-    )  # fmt: skip
+    from ilvr_lightning.training import DDPM, EMA, Calibration, ILVRGrid, RunFolder, SaveCheckpoints, TrainingLog
 
     run = RunFolder.open(config)  # a new one, or the one to resume, with the precision that it began in
     config = run.config
@@ -55,7 +46,7 @@ def train(config: Config) -> None:
     trainer = make_trainer(
         config.trainer.arguments(),
         logger=run.logger(),
-        plugins=[AtomicCheckpointIO()],
+        plugins=run.plugins(),
         callbacks=[
             EMA(config.ema.decay),
             TrainingLog(),

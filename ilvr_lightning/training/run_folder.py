@@ -25,6 +25,7 @@ from ilvr_lightning.runtime.command import (
     say,
 )
 from ilvr_lightning.runtime.hardware import training_precision
+from ilvr_lightning.training.checkpointing import AtomicCheckpointIO
 from ilvr_lightning.training.log import RunLogger
 from ilvr_lightning.training.module import DDPM
 
@@ -73,6 +74,10 @@ class RunFolder:
     def logger(self) -> RunLogger:
         """TensorBoard in this folder."""
         return RunLogger(self.folder, self.resumed_step)
+
+    def plugins(self) -> list[AtomicCheckpointIO]:
+        """How checkpoints are written: each is complete or not there."""
+        return [AtomicCheckpointIO()]
 
     def begin(self, trainer: pl.Trainer, data: ImageDataModule, model: DDPM) -> None:
         """On the first rank: write config.yaml, remove what a killed run left half-written, and print a summary."""
