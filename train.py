@@ -26,20 +26,17 @@ def main(argv: Sequence[str]) -> int:
 
 def train(config: Config) -> None:
     """Run folder -> data -> model -> callbacks -> Trainer.fit."""
-    import lightning.pytorch as pl
-
     from ilvr_lightning.checkpoints.finetune import load_weights_into
     from ilvr_lightning.data.datamodule import ImageDataModule
     from ilvr_lightning.runtime.signals import StopOnSignal
     from ilvr_lightning.runtime.trainer import make_trainer
     from ilvr_lightning.training import DDPM, EMA, Calibration, ILVRGrid, RunFolder, SaveCheckpoints, TrainingLog
 
-    run = RunFolder.open(config)  # a new one, or the one to resume, with the precision that it began in
-    config = run.config
+    run = RunFolder.open(config)  # a new one, or the one to resume
+    config = run.config  # with the precision that the run began in
     data = ImageDataModule(config.data, config.seed, cache=run.root / ".decoded")
     data.setup()
-    pl.seed_everything(config.seed, workers=True, verbose=False)  # the initial weights follow from it
-    model = DDPM(config)
+    model = DDPM(config)  # its initial weights follow from config.seed
     if config.init_from is not None:
         load_weights_into(model.network, config.init_from, config.diffusion, config.init_remake_head, say)
     stop = StopOnSignal()  # finishes the step, saves, and ends with status 75

@@ -45,7 +45,9 @@ class DDPM(pl.LightningModule):
         self.save_hyperparameters({"config": self.config.without_local_paths()}, logger=False)
         diffusion = self.config.diffusion
         self.schedule = make_schedule(diffusion.schedule, diffusion.num_timesteps, diffusion.betas)
-        self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)
+        with torch.random.fork_rng(devices=[]):  # the initial weights follow from the seed
+            torch.manual_seed(self.config.seed)
+            self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)
         self.grad_norm = torch.tensor(0.0)
         self._compiled: CompiledForward | None = None
         # Sums of (loss, number of images): over the present step, then since the last log per quartile of t. These are
