@@ -1,26 +1,37 @@
-# make demo: sample from the models that come with the project, then train one epoch (make demo SHORT=1: a minute).
-# make test: ruff, mypy and pytest.
-# make mutants: the field's known bugs, put into this code at run time; each must fail a test.
-# All make .venv and install into it once; PYTHON=... uses an environment made elsewhere.
+# make demo: sample from the bundled models, then train for one epoch (make demo SHORT=1: a minute).
+# make test: ruff, mypy and the unit tests.
+# make test-system: tests of whole processes: signals, kills, torchrun, SLURM, torch.compile, commands.
+# make mutants: known bugs of other implementations, put into this code at run time; each must fail a unit test.
+# make test-data: that the scripts in data/ draw the embedded images (installs data/tools/requirements.txt).
+# make fuzz: ten thousand bad inputs (25 minutes).
+# Each makes .venv and installs into it once; PYTHON=... uses another environment.
 
 ifdef PYTHON
-demo-env test-env:
+demo-env test-env data-env:
 else
 PYTHON := .venv/bin/python
 demo-env: .venv/installed
 test-env: .venv/installed-test
+data-env: .venv/installed-data
 endif
+
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+PYTEST = $(PYTHON) -m pytest --numprocesses 2
 
 .venv/bin/python:
 	python3 -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) --editable .
 	touch $@
 
-.venv/installed-test: pyproject.toml data/requirements.txt | .venv/bin/python
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' -r data/requirements.txt
+.venv/installed-test: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[test]'
 	touch $@ .venv/installed
+
+.venv/installed-data: data/tools/requirements.txt | .venv/installed-test
+	$(PIP) -r data/tools/requirements.txt
+	touch $@
 
 ifdef SHORT
 TRAIN := trainer.limit_train_batches=20 optim.decay_steps=20
@@ -34,16 +45,25 @@ demo: demo-env
 		--ref data/references/photo_cat.png data/references/field_*.png data/references/painting_*re*.png
 	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 trainer.default_root_dir=samples/demo/runs $(TRAIN)
 	@echo
-	@echo "pictures     samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the epoch, after which it still draws noise: samples/demo/runs/toon32/*/grids/"
-	@echo "TensorBoard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
+	@echo "images       samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the training, whose samples are noise after one epoch: samples/demo/runs/toon32/*/grids/"
+	@echo "tensorboard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
 
 test: test-env
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST) --dist worksteal
+
+test-system: test-env
+	$(PYTEST) --dist loadfile tests/system
 
 mutants: test-env
 	$(PYTHON) -m tests.mutation
 
-.PHONY: demo test mutants demo-env test-env
+test-data: data-env
+	$(PYTHON) -m pytest data/tools
+
+fuzz: test-env
+	$(PYTHON) -m tests.fuzz --count 10000
+
+.PHONY: demo test test-system mutants test-data fuzz demo-env test-env data-env

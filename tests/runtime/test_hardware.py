@@ -1,8 +1,6 @@
 """Precision, memory format and compilation by hardware, never at the cost of a run."""
 
 import functools
-import shutil
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -173,17 +171,6 @@ def test_attention_written_out_is_attention(dtype: torch.dtype) -> None:
     theirs = torch.autograd.grad(expected.square().sum(), fused)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.float(), b, rtol=0, atol=5 * tolerance)
-
-
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
-@pytest.mark.slow
-def test_really_compiled() -> None:
-    made, x, t = network().eval(), torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
-    compiled = CompiledForward(made)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.testing.assert_close(compiled(x, t), made(x, t), rtol=0, atol=1e-5)
-    assert compiled._compiled is not None
 
 
 def test_results_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.system.kill.runs import difference, finish, kill_training, make_recipe
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_training_that_is_killed_ends_as_one_left_alone(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
 TrainRun = Callable[..., Path]
 LONG = ("trainer.max_epochs=100000", "checkpoint.every_n_steps=1")
 PAIR = ("trainer.devices=2", "trainer.strategy=ddp")

@@ -1,4 +1,4 @@
-"""The scripts as a user starts them, and two processes against one. Slow: each start imports torch anew."""
+"""The commands as a user starts them."""
 
 import os
 import subprocess
@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
 SECONDS = 4.0
 """Two, and as much again for a loaded machine."""
 
@@ -44,53 +41,6 @@ def test_answers_at_once(script: str, flag: str, status: int) -> None:
 @pytest.fixture(scope="module")
 def alone(train_run: TrainRun) -> Path:
     return train_run("alone", "trainer.max_epochs=2", "grid.every_n_epochs=1")
-
-
-@pytest.fixture(scope="module")
-def pair(recipe: Path) -> Path:
-    """The same run on two processes; its folder is named by the time, which both must agree on."""
-    ended = start(
-        "train.py", recipe, "trainer.max_epochs=2", "grid.every_n_epochs=1", "trainer.devices=2",
-        "trainer.strategy=ddp", f"trainer.default_root_dir={recipe.parent / 'pair'}",
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("devices      2 (cpu), global batch 4") == 1
-    folders = list((recipe.parent / "pair" / "tiny").iterdir())
-    assert len(folders) == 1
-    return folders[0]
-
-
-def scalars(folder: Path, tag: str) -> dict[int, float]:
-    (file,) = folder.glob("events.*")
-    return {e.step: e.value for e in EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload().Scalars(tag)}
-
-
-@pytest.mark.parametrize(
-    "tag", ["train/loss", "train/loss_q1", "train/loss_q4", "train/grad_norm", "train/lr", "val/loss"]
-)
-def test_two_processes_have_the_losses_of_one(tag: str, alone: Path, pair: Path) -> None:
-    """The three validation images do not divide by two: padding must count for nothing."""
-    expected = scalars(alone, tag)
-    assert len(expected) >= 2
-    assert scalars(pair, tag) == pytest.approx(expected, rel=1e-5)
-
-
-def test_two_processes_train_the_same_weights(alone: Path, pair: Path) -> None:
-    one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (alone, pair))
-    assert one["global_step"] == two["global_step"]
-    for key in ("state_dict", "current_model_state"):
-        weights = [torch.cat([v.flatten() for v in content[key].values()]) for content in (one, two)]
-        # Adam enlarges rounding where a gradient is nearly 0: single weights may differ by parts of a step of 1e-3.
-        assert (weights[0] - weights[1]).abs().max() < 5e-4
-        assert (weights[0] - weights[1]).norm() < 1e-4 * weights[0].norm()
-
-
-def test_two_processes_share_one_grid(alone: Path, pair: Path) -> None:
-    names = [sorted(p.name for p in (f / "grids").iterdir()) for f in (alone, pair)]
-    assert names[0] == names[1] == ["step_0000004.png", "step_0000008.png"]
-    for name in names[0]:
-        one, two = (np.asarray(Image.open(f / "grids" / name)).astype(int) for f in (alone, pair))
-        assert np.abs(one - two).max() <= 1
 
 
 def test_two_processes_sample_the_same_pictures(alone: Path, images: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Draws the picture sets of this folder: `python data/make_sets.py toon animals`.
+"""Draws the picture sets of this folder: `python data/tools/make_sets.py toon animals`.
 
 toon: the style "ToonHead" by Johan Melin (CC BY 4.0) of dicebear-styles, drawn with dicebear-core.
 animals: the shapes of the package animal-avatar (MIT), a port of Roman Lukashik's
@@ -30,7 +30,7 @@ from animal_avatar import shapes as animal_shapes
 from dicebear import Avatar, Style
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 SIZE = 64
 SUPERSAMPLING = 3
 COUNTS = {"toon": {"train": 5000, "test": 500}, "animals": {"train": 4000, "test": 400}}

@@ -1,4 +1,4 @@
-"""Makes the reference pictures in references/: `python data/make_references.py`.
+"""Makes the reference pictures in references/: `python data/tools/make_references.py`.
 
 Two are crops of photographs in scikit-image's package: astronaut.png (NASA, public domain) and chelsea.png
 (a cat, CC0 by Stefan van der Walt). One is a held-out toon with strokes painted over it.
