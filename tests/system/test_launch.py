@@ -1,6 +1,7 @@
 """Runs of several processes, by torchrun, as SLURM starts them, by Lightning: stopped, killed, resumed. Slow."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def alone(train_run: TrainRun) -> Path:
 
 
 def test_torchrun(recipe: Path, root: str, tmp_path: Path, alone: Path) -> None:
-    """Without run.name: the two processes agree on one folder."""
+    """Without run.name: the first rank's choice is the one that counts."""
     process = start(
         "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611", "train.py", recipe, *PAIR, root,
         "trainer.max_epochs=2", "grid.every_n_epochs=1",
@@ -114,9 +115,9 @@ def test_slurm_stops_at_its_notice_and_goes_on_when_requeued(
     said, error = job.communicate(timeout=120)
     assert job.returncode == 75, error
     assert (tmp_path / "queue").read_text() == "requeue 4711\n"
-    assert error.count("SIGUSR1: saves and ends") == 1
+    assert error.count("SIGUSR1: saving a checkpoint after this step") == 1
     step = step_of(folder)
-    assert said.count(f"stopped at step {step} and saved") == 1
+    assert said.count(f"stopped at step {step}, which is saved") == 1
     command.append(f"trainer.max_steps={step + 5}")
     again = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **slurm, "MASTER_PORT": "29622"}, text=True, capture_output=True,
@@ -134,8 +135,10 @@ def test_notice_to_the_whole_group_with_workers(recipe: Path, root: str, tmp_pat
     os.killpg(process.pid, signal.SIGTERM)
     said, error = process.communicate(timeout=120)
     assert process.returncode == 75, error
-    assert error.strip() == "SIGTERM: saves and ends (a second Control-C leaves at once)"
-    assert f"stopped at step {step_of(folder)} and saved" in said
+    assert error.strip() == (
+        "SIGTERM: saving a checkpoint after this step, then exiting (Ctrl-C again exits without saving)"
+    )
+    assert f"stopped at step {step_of(folder)}, which is saved" in said
 
 
 def test_control_c_on_two_processes(recipe: Path, root: str, tmp_path: Path, train_run: TrainRun) -> None:
@@ -147,7 +150,7 @@ def test_control_c_on_two_processes(recipe: Path, root: str, tmp_path: Path, tra
     assert process.returncode == 130, error
     assert "Traceback" not in error
     step = step_of(folder)
-    assert f"stopped at step {step} and saved" in said
+    assert f"stopped at step {step}, which is saved" in said
     ended = start("train.py", recipe, root, LONG[0], "run.name=run", "resume=auto", f"trainer.max_steps={step + 5}")
     assert ended.wait(timeout=120) == 0
     assert_same_weights(folder, train_run(f"alone_{step}_ints", LONG[0], f"trainer.max_steps={step + 5}"))
@@ -163,9 +166,10 @@ def test_a_rank_that_is_killed_takes_the_others_along(victim: int, recipe: Path,
     began = time.monotonic()
     _, error = process.communicate(timeout=60)  # its pipes close when both have ended
     assert time.monotonic() - began < 30
-    if victim:
-        assert process.returncode == 1
-        assert "rank 1 was killed (SIGKILL)" in error.strip().splitlines()[0]
+    if victim:  # the first rank meets the broken connection, or Lightning ends it and says why
+        assert process.returncode in (1, -signal.SIGKILL)
+        lost = r"another process of this run has ended|Child process with PID \d+ terminated with code -9"
+        assert re.search(lost, error)
     else:
         assert "rank 1: another process of this run has ended" in error
     assert step_of(folder) > 0

@@ -105,7 +105,7 @@ def kill_training(recipe: Path, kills: int, seed: int) -> list[str]:
         if kill % 2:
             old = {path: path.stat().st_mtime_ns for path in folder.rglob(".*.partial")}
             moment = functools.partial(writes, folder, old)
-        alive = kill_at(["train.py", recipe], "^watch ", seconds, moment)
+        alive = kill_at(["train.py", recipe], "^tensorboard ", seconds, moment)
         at = "while a file was written" if moment else f"after {seconds:.2f} s"
         saved = folder / "checkpoints" / "last.ckpt"
         step = torch.load(saved, weights_only=True)["global_step"] if saved.exists() else 0
