@@ -101,14 +101,14 @@ def fit_reference(name: str, image: Image.Image, size: tuple[int, int], channels
         fit: crop to the centre, or pad with white margins.
 
     Raises:
-        UserError: the image is transparent everywhere.
+        UserError: the image is transparent all over.
     """
     mask = None
     if image.has_transparency_data and not image.mode.startswith("I"):  # 16 bits would be clipped to 8
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         lowest, highest = image.getchannel("A").getextrema()
         if highest == 0:
-            raise UserError(f"the reference {name} is transparent everywhere; give one that shows something")
+            raise UserError(f"the reference {name} is transparent all over; give one that shows something")
         if lowest != 255:
             if (pixels := image.width * image.height) > INPAINT_LIMIT:
                 image = image.reduce(math.ceil(math.sqrt(4 * pixels / INPAINT_LIMIT)))
@@ -169,5 +169,5 @@ def with_mask(reference: Reference, name: str, mask: Image.Image, fit: Fit = "cr
     if reference.mask is not None:
         pixels = np.rint(pixels * (reference.mask / 255.0)).astype(np.uint8)
     if not pixels.any():
-        raise UserError(f"--mask: {name} is black everywhere; {reference.name} is followed where a mask is white")
+        raise UserError(f"--mask: {name} is black all over; {reference.name} is followed where it is white")
     return replace(reference, mask=pixels)

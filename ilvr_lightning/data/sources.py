@@ -43,14 +43,13 @@ def _local(path: str) -> Path:
 
 
 def _is_files(path: str) -> bool:
-    return "://" in path or _local(path).is_file() or (glob.has_magic(path) and not _local(path).is_dir())
+    return "://" in path or glob.has_magic(path) or _local(path).is_file()
 
 
 def _files(config: DataConfig) -> Mapping[str, Sequence[str]]:
     if "://" in config.path:
         return _builder_files("parquet", data_files=config.path)
-    path = _local(config.path)
-    return {"train": [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))}
+    return {"train": sorted(glob.glob(str(_local(config.path)), recursive=True))}
 
 
 def _open_files(config: DataConfig) -> Mapping[str, Any]:

@@ -179,7 +179,7 @@ def test_broken_reference_found_late_is_left_out(
     kind: str, run: Sample, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("ilvr_lightning.data.references.CHECKED", 2)
+    monkeypatch.setattr("ilvr_lightning.data.references.EAGER_LIMIT", 2)
     folder = tmp_path / "set"
     folder.mkdir()
     for name in ("00", "01", "02"):
@@ -205,7 +205,7 @@ def test_equal_names_of_many_references(
         (tmp_path / "set" / folder).mkdir(parents=True)
         (tmp_path / "set" / folder / "x.png").write_bytes((images / f"{source}.png").read_bytes())
     few = run("--ref", tmp_path / "set", "--factor", 2, "--num-samples", 1, out="few")
-    monkeypatch.setattr("ilvr_lightning.data.references.CHECKED", 2)
+    monkeypatch.setattr("ilvr_lightning.data.references.EAGER_LIMIT", 2)
     many = run("--ref", tmp_path / "set", "--factor", 2, "--num-samples", 1, out="many")
     assert len(made(many)) == 3
     assert difference(made(few), made(many)) <= 1
