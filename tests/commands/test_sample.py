@@ -189,8 +189,7 @@ def test_references_of_one_name(run: Sample, references: Path) -> None:
     out = run("--ref", references / "a.png", references / "other" / "a.png", "--factor", 2, "--num-samples", 1)
     lines = manifest(out)
     assert len({line["file"] for line in lines}) == len({line["reference_sha256"] for line in lines}) == 2
-    assert lines[0]["file"] == "a_N2_0.png"
-    assert lines[1]["file"].startswith("a_N2_0_")
+    assert all(line["file"].startswith("a_N2_0_") for line in lines)
     assert len([name for name in names(out) if name.endswith("_grid.png")]) == 2
 
 
