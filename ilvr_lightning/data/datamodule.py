@@ -86,9 +86,9 @@ class ImageDataModule(pl.LightningDataModule):
         Trainer(max_steps=1000).fit(module, datamodule=data)
 
     A batch is a dict: "image" (B, C, H, W) float32 in [-1, 1] and "index" (B,), the number of each image in its part,
-    which is negative for images that validation must not count. `batch_size` is the number of
-    images of one optimizer step over all devices and accumulated micro-batches. The order follows from the seed and
-    Trainer.global_step, so that a resumed run sees the images that it would have seen.
+    which is negative for images that validation must not count. `batch_size` is the number of images of one optimizer
+    step, over all devices and accumulated micro-batches. The order follows from the seed and Trainer.global_step, so
+    that a resumed run sees the images that it would have seen.
 
     Args:
         config: what to read and how; or give its fields as keyword arguments, or both to change some.
@@ -175,18 +175,16 @@ class ImageDataModule(pl.LightningDataModule):
                 f"{batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}; give "
                 f"{max(micro_batches, batch_size // micro_batches * micro_batches)}"
             )
-        if self.train is not None:
-            _ = self.order
+        _ = self.order  # which refuses a batch that is larger than the data set
         return micro_batches
 
     def train_dataloader(self) -> DataLoader[Batch] | StreamBatches:
         assert self.train is not None and self.trainer is not None
-        trainer, source, order = self.trainer, self.train.source, self.order
-        micro_batches = self.check_batch_size(trainer)
+        trainer, source, micro_batches = self.trainer, self.train.source, self.check_batch_size(self.trainer)
         shares = rank_share(self.config.global_batch, micro_batches, trainer.global_rank, trainer.world_size)
         steps = self.config.steps_per_epoch(len(source))
         if not isinstance(source, ParquetSource):
-            return self._loader(self.train, TrainBatchSampler(order, shares, lambda: trainer.global_step, steps))
+            return self._loader(self.train, TrainBatchSampler(self.order, shares, lambda: trainer.global_step, steps))
         return StreamBatches(
             source, stream_order(source, self.config, self.seed), self.config, shares, lambda: trainer.global_step,
             steps, max(1, self._workers()), collate_pinned if torch.cuda.is_available() else collate,

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -71,17 +72,17 @@ class ImageDataset(Dataset[Sample]):
 
     def _decode_all(self, folder: Path | None) -> None:
         """Decode every image once; broken rows are left out."""
-        shape = (*self.config.size, self.config.channels)
+        shape = (len(self.source), *self.config.size, self.config.channels)
         skip = self.config.on_broken == "skip"
         images, fingerprint = None, self.source.fingerprint
         if folder is not None and fingerprint is not None:
             try:
-                images = open_cache(folder, fingerprint, len(self.source), shape, self._decode, skip)
+                images = open_cache(folder, fingerprint, shape, self._decode, skip)
             except OSError as error:  # a full disk, or one that may not be written
                 reason = f"{folder} cannot be written ({error.strerror})"
                 warnings.warn(f"decoded images stay in memory: {reason}", stacklevel=2)
         if images is None:
-            images = decode_all(len(self.source), shape, self._decode, skip)
+            images = decode_all(np.empty(shape, dtype=np.uint8), self._decode, skip)
         if not images.good:
             raise UserError(f"data.path={self.config.path}: no image in it can be read")
         self.decoded, self.broken = images.pixels, images.broken

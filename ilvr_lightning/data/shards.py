@@ -11,7 +11,7 @@ import numpy as np
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.image_source import Encoded, ImageSource, image_bytes_of, image_column
-from ilvr_lightning.data.sources import SOURCES, count_to_hold_out, explained, locate, validation_split
+from ilvr_lightning.data.sources import SOURCES, count_to_hold_out, explain_errors, locate, validation_split
 from ilvr_lightning.errors import UserError, first_line
 
 MAX_VALIDATION_ROWS = 1000
@@ -115,7 +115,7 @@ def open_shards(config: DataConfig) -> tuple[ParquetSource, ImageSource]:
     Raises:
         UserError: the data set cannot be opened, is not Parquet, has no such split or column, or too few images.
     """
-    with explained(config):
+    with explain_errors(config):
         found = locate(config).files(config)
         files = {str(split): sorted(map(str, names)) for split, names in found.items() if names}
         if not files or not all(name.endswith(".parquet") for names in files.values() for name in names):

@@ -154,7 +154,7 @@ def open_split(config: DataConfig) -> ImageSource:
 
 
 def _open_splits(config: DataConfig) -> Mapping[str, Any]:
-    with explained(config):
+    with explain_errors(config):
         splits = locate(config).open(config)
     validation_split(splits, config)
     return splits
@@ -190,7 +190,7 @@ def count_to_hold_out(count: int, config: DataConfig) -> int:
 
 
 @contextmanager
-def explained(config: DataConfig) -> Iterator[None]:
+def explain_errors(config: DataConfig) -> Iterator[None]:
     """Make whatever goes wrong with a data set a UserError of one line, and keep `datasets` quiet meanwhile."""
     import datasets
 
