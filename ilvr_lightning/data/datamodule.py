@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset, collate, collate_pinned
 from ilvr_lightning.data.images import from_tensor
-from ilvr_lightning.data.order import Order, ShuffledOrder, rank_share
+from ilvr_lightning.data.order import ShuffledOrder, WindowedOrder, rank_share
 from ilvr_lightning.data.references import Reference, References, files_source, find_images
 from ilvr_lightning.data.shards import ParquetSource, open_shards
 from ilvr_lightning.data.sources import open_source
@@ -37,7 +37,7 @@ class TrainBatchSampler(DistributedSampler[list[int]]):
         steps: optimizer steps of an epoch.
     """
 
-    def __init__(self, order: Order, shares: Sequence[range], position: Callable[[], int], steps: int) -> None:
+    def __init__(self, order: ShuffledOrder, shares: Sequence[range], position: Callable[[], int], steps: int) -> None:
         self.order, self.shares, self.position, self.steps = order, shares, position, steps
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ class ImageDataModule(pl.LightningDataModule):
         return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]
 
     @property
-    def order(self) -> Order:
+    def order(self) -> ShuffledOrder | WindowedOrder:
         """Which row stands at which index of which step's global batch.
 
         Raises:
@@ -183,11 +183,13 @@ class ImageDataModule(pl.LightningDataModule):
         trainer, source, micro_batches = self.trainer, self.train.source, self.check_batch_size(self.trainer)
         shares = rank_share(self.config.global_batch, micro_batches, trainer.global_rank, trainer.world_size)
         steps = self.config.steps_per_epoch(len(source))
-        if not isinstance(source, ParquetSource):
-            return self._loader(self.train, TrainBatchSampler(self.order, shares, lambda: trainer.global_step, steps))
+        position, order = (lambda: trainer.global_step), self.order
+        if isinstance(order, ShuffledOrder):
+            return self._loader(self.train, TrainBatchSampler(order, shares, position, steps))
+        assert isinstance(source, ParquetSource)
         return StreamBatches(
-            source, stream_order(source, self.config, self.seed), self.config, shares, lambda: trainer.global_step,
-            steps, max(1, self._workers()), collate_pinned if torch.cuda.is_available() else collate,
+            source, order, self.config, shares, position, steps, max(1, self._workers()),
+            collate_pinned if torch.cuda.is_available() else collate,
         )  # fmt: skip
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -15,7 +15,7 @@ beginning to their end.
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +40,6 @@ def rank_share(batch_size: int, micro_batches: int, rank: int, world_size: int) 
 def _check_batch_size(batch_size: int, length: int) -> None:
     if batch_size > length:
         raise UserError(f"data.batch_size must be at most the number of training images, {length}: got {batch_size}")
-
-
-class Order(Protocol):
-    """The rows of a data set in the order of training."""
-
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """The rows (B,) of a step's global batch, by their indices in it."""
 
 
 class ShuffledOrder:
