@@ -34,10 +34,9 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     from ilvr_lightning.checkpoints.find import find_checkpoint
     from ilvr_lightning.checkpoints.load import load_denoiser
     from ilvr_lightning.data.references import find_references
-    from ilvr_lightning.runtime.hardware import sampling_seconds, should_compile
-    from ilvr_lightning.runtime.launch import RankWatch
+    from ilvr_lightning.runtime.hardware import sampling_in_bf16, should_compile
     from ilvr_lightning.runtime.signals import StopOnSignal
-    from ilvr_lightning.runtime.trainer import make_trainer, use_bf16
+    from ilvr_lightning.runtime.trainer import make_predictor
     from ilvr_lightning.sampling.module import ILVRSampler, SampleLoader
     from ilvr_lightning.sampling.outputs import make_output
     from ilvr_lightning.sampling.requests import make_jobs
@@ -73,13 +72,10 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
     data = SampleLoader(jobs, output, args.batch_size, args.trajectory)
     writer = SampleWriter(data, folder)
     stop = StopOnSignal()
-    trainer = make_trainer(args.device, args.devices, [RankWatch(), stop, writer, ILVRGrid()])
+    trainer = make_predictor(args.device, args.devices, [stop, writer, ILVRGrid.of_samples(data)])
     device = trainer.strategy.root_device
-    module = ILVRSampler(loaded, shape, plan, use_bf16(args.precision, device))
-    mine = -(-len(data.todo) // trainer.world_size)
-    batch = min(args.batch_size, mine)
-    evaluations = module.plan.num_steps * -(-mine // batch) if mine else 0
-    if should_compile(args.compile, device, lambda: sampling_seconds(module.network, (batch, *shape), evaluations)):
+    module = ILVRSampler(loaded, shape, plan, sampling_in_bf16(args.precision, device))
+    if should_compile(args.compile, device):
         module.compile_sampling()
     if trainer.is_global_zero:
         done = len(jobs) - len(data.todo)

@@ -108,7 +108,7 @@ def probe(data: Gaussian, plan: SamplingPlan, draws: int, first_step_alone: bool
 
 def run_map(data: Gaussian, plan: SamplingPlan) -> Linear:
     """The whole run's map; samplers without memory step by step, so that a thousand steps are no more work."""
-    timesteps = list(plan.timesteps or spaced_timesteps(SCHEDULE, plan.num_steps, plan.spacing))
+    timesteps = list(plan.timesteps or spaced_timesteps(SCHEDULE, plan.evaluations, plan.spacing))
     memoryless = plan.sampler == "ddpm" and plan.reference_noise.startswith("fresh")
     if not memoryless:
         noisy = (plan.eta > 0 or plan.sampler == "ddpm") + plan.reference_noise.startswith("fresh")
@@ -267,7 +267,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave the rows of 100 steps and more out")
     quick = parser.parse_args().quick
-    table = {name: row for name, row in TABLE.items() if not quick or row[0].num_steps < 100}
+    table = {name: row for name, row in TABLE.items() if not quick or row[0].resolved(1000).evaluations < 100}
     good = print_table("1-d, 64 samples, eigenvalues 1/(1+k)^2 in the DCT", spectrum_1d(), table)
     good &= print_table("2-d, 16x16, eigenvalues 1/(1+|k|)^2 in the DCT", spectrum_2d(), TABLE_2D)
     print_table("1-d, stochastic", spectrum_1d(), {name: (plan, ()) for name, plan in STOCHASTIC.items()})

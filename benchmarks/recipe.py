@@ -44,8 +44,8 @@ def seconds_a_step(config: Config, repeats: int = 8) -> float:
     """Median time of an optimizer step, without data or logs."""
     module = DDPM(config)
     optimizer = torch.optim.AdamW(module.parameters(), config.optim.lr, fused=True)
-    bf16 = config.trainer.get("precision", training_precision("cpu")) == "bf16-mixed"
-    x = torch.randn(config.data.global_batch, *module.image_shape)
+    bf16 = (config.trainer.precision or training_precision("cpu")) == "bf16-mixed"
+    x = torch.randn(config.data.batch_size, *module.image_shape)
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
@@ -96,7 +96,7 @@ def held_out(config: Config, count: int) -> Tensor:
 
 def run(config_file: str, changes: list[str], seconds: float, features: Path, images: int) -> list[str]:
     """Train one variant and measure it: the cells of its row."""
-    config, _ = load_config([config_file, *changes], default=config_file)
+    config = load_config([config_file, *changes], default=config_file)
     if not any(change.startswith("trainer.max_steps=") for change in changes):
         steps = int(seconds / seconds_a_step(config))
         decay = (
@@ -120,7 +120,7 @@ def run(config_file: str, changes: list[str], seconds: float, features: Path, im
     fid = frechet_distance(features_of(space, fake), features_of(space, real))
     bits = bound(loaded, loaded.schedule, real[:256])
     return [
-        f"{spent:.0f}", f"{steps:,}", f"{steps * config.data.global_batch:,}", f"{bits:.3f}",
+        f"{spent:.0f}", f"{steps:,}", f"{steps * config.data.batch_size:,}", f"{bits:.3f}",
         f"{fid:.2f}", f"{octave_ratios(fake, real)[-1]:.2f}",
     ]  # fmt: skip
 

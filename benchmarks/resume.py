@@ -54,7 +54,7 @@ def first_batch(data: ImageDataModule, step: int) -> float:
     iterator = iter(data.train_dataloader())
     batch = next(iterator)
     seconds = time.perf_counter() - began
-    assert len(batch["image"]) == data.config.global_batch
+    assert len(batch["image"]) == data.config.batch_size
     return seconds
 
 

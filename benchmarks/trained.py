@@ -45,7 +45,7 @@ def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:
     for n in (10, 20, 50, 100, 1000):
         table[f"DDPM as released, {n}"] = SamplingPlan.preset("ilvr_adm", num_steps=n)
         table[f"DDPM as the paper, {n}"] = SamplingPlan.preset("paper", num_steps=n)
-        table[f"DDIM, fresh noise, {n}"] = SamplingPlan(sampler="ddim", num_steps=n, spacing="logsnr")
+        table[f"DDIM, fresh noise, {n}"] = SamplingPlan.preset("paper", sampler="ddim", num_steps=n, spacing="logsnr")
         table[f"2M, eta 0, {n}"] = solver(n)
         table[f"2M, eta 1, {n}"] = solver(n, eta=1.0)
     for n in (10, 20):

@@ -1,10 +1,14 @@
-"""ILVR (Choi et al., ICCV 2021): train an unconditional diffusion model, steer it with a reference picture."""
+"""ILVR (Choi et al., ICCV 2021): train an unconditional diffusion model and steer it with a reference picture.
+
+For Lightning: DDPM, ImageDataModule, ILVRGrid, EMA. For sampling: load_denoiser, generate, SamplingPlan.
+"""
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ilvr_lightning.checkpoints.load import load_denoiser as load_denoiser
+    from ilvr_lightning.data.datamodule import ImageDataModule as ImageDataModule
     from ilvr_lightning.diffusion.conditioning import ILVR as ILVR
     from ilvr_lightning.diffusion.denoiser import Denoiser as Denoiser
     from ilvr_lightning.diffusion.denoiser import Prediction as Prediction
@@ -15,10 +19,17 @@ if TYPE_CHECKING:
     from ilvr_lightning.diffusion.plan import SamplingPlan as SamplingPlan
     from ilvr_lightning.diffusion.schedule import NoiseSchedule as NoiseSchedule
     from ilvr_lightning.diffusion.schedule import respaced_timesteps as respaced_timesteps
+    from ilvr_lightning.training.ema import EMA as EMA
+    from ilvr_lightning.training.grid import ILVRGrid as ILVRGrid
+    from ilvr_lightning.training.module import DDPM as DDPM
 
 _HOME = {
+    "DDPM": "training.module",
     "Denoiser": "diffusion.denoiser",
+    "EMA": "training.ema",
     "ILVR": "diffusion.conditioning",
+    "ILVRGrid": "training.grid",
+    "ImageDataModule": "data.datamodule",
     "LowPassFilter": "diffusion.low_pass",
     "NoiseSchedule": "diffusion.schedule",
     "PerImageNoise": "diffusion.noise",

@@ -77,7 +77,7 @@ OTHER_NAMES = {
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:
-    """A hint for an unknown key or flag: what it is called here, else the nearest that is known, else the few there are.
+    """A hint for an unknown key or flag: its name here, else the nearest known one, else all of them if they are few.
 
     Args:
         given: the word as it was typed.

@@ -108,7 +108,7 @@ def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
 
     from ilvr_lightning.checkpoints.description import gain_lines
     from ilvr_lightning.data.references import find_references
-    from ilvr_lightning.metrics.calibration import FARTHEST, calibrate_presets
+    from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
     if args.to != "safetensors":
         raise UserError(f"--calibrate is for --to safetensors; {args.to} has no place for it")
@@ -119,7 +119,7 @@ def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
     loaded.description = replace(loaded.description, octave_gains=gains)
     print("\n".join(gain_lines(loaded.description)))
     every = [gain for by_factor in gains.values() for each in by_factor.values() for gain in each]
-    if any(abs(gain - 1) > FARTHEST - 1e-3 for gain in every):
+    if any(abs(gain - 1) > MAX_CHANGE - 1e-3 for gain in every):
         print("note         a gain is at its limit: are the images of the training domain, and enough of them?")
 
 

@@ -61,11 +61,11 @@ def model_card(description: ModelDescription, notes: str = "", pictures: Sequenc
     training: dict[str, Any] = {"data set": data_set_of(description), **description.facts}
     if description.config is not None:
         config = config_from_dict(description.config)
-        training["global batch"] = config.data.global_batch
+        training["global batch"] = config.data.batch_size
         training["learning rate"] = config.optim.lr
         training["EMA decay"] = config.ema.decay
         training["loss"] = config.diffusion.loss
-        training["precision"] = config.trainer.get("precision", "32-true")
+        training["precision"] = config.trainer.precision or "32-true"
     else:
         training["converted from"] = description.kind
     settings = dict(line.split(None, 1) for line in [*description.lines()[1:], *gain_lines(description)])

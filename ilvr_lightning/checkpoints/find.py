@@ -8,10 +8,10 @@ from ilvr_lightning.errors import UserError
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The last.ckpt under a folder that was written last."""
-    return next(iter(_newest_first(root, "checkpoints/last.ckpt")), None)
+    return next(iter(checkpoints_below(root, "checkpoints/last.ckpt")), None)
 
 
-def _newest_first(root: Path, pattern: str) -> list[Path]:
+def checkpoints_below(root: Path, pattern: str) -> list[Path]:
     """The files that match, the newest first."""
     found: list[tuple[float, Path]] = []
     for path in root.rglob(pattern):

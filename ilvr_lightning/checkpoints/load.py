@@ -255,7 +255,7 @@ def _diffusers(folder: Path, state: StateDict, overrides: dict[str, Any] | None)
     )
 
 
-def resumable(path: Path) -> tuple[Config, int]:
+def read_run_config(path: Path) -> tuple[Config, int]:
     """The configuration and the step of a checkpoint of train.py.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Every setting of a training run, as frozen dataclasses. Standard library only."""
+"""Every setting of a training run, as frozen dataclasses; the string under a field is its line in --help."""
 
 import dataclasses
 import math
@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from ilvr_lightning.config.trainer_keys import check_trainer
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan, check_factor
 from ilvr_lightning.models.config import UNetConfig
 
@@ -31,31 +30,29 @@ def _at_least_zero(section: str, settings: object, *names: str) -> None:
 
 
 MAX_SIDE = 8192
-"""Pixels of the longest side that a configuration may ask for."""
-
-
+"""The longest side of an image, in pixels."""
 MAX_TIMESTEPS = 100_000
-"""T, a hundred times the usual one."""
-
-
+"""The largest T, a hundred times the usual one."""
 MAX_WORKERS = 512
-"""Processes that may decode."""
+"""The largest number of processes that decode images."""
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a folder may be called so."""
+    plain = name.strip() and name not in (".", "..") and not set("/\\") & set(name)
+    return bool(plain) and name.isprintable() and len(name.encode()) <= 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run's files go: <trainer.default_root_dir>/<config name>/<run.name>."""
+    """Where the files of a run are written: <trainer.default_root_dir>/<name>/<run.name>."""
 
     name: str | None = None
-    """Folder of this run; the time it started unless given."""
+    """Folder of this run. Default: the time at which it starts."""
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            plain = self.name.strip() and self.name not in (".", "..") and not set("/\\") & set(self.name)
-            _check(
-                bool(plain) and self.name.isprintable() and len(self.name.encode()) <= 200,
-                f"run.name must be one plain folder name: got {self.name!r}",
-            )
+            _check(is_folder_name(self.name), f"run.name must be the name of one folder: got {self.name!r:.100}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,47 +60,44 @@ class DataConfig:
     """Training images."""
 
     path: str = "data/toon"
-    """A data set's name on the Hub, a folder of images, a local data set folder, or Parquet files (a glob)."""
+    """A folder of images, a local data set, Parquet files (a glob), or a data set's name on the Hugging Face Hub."""
     name: str | None = None
-    """Configuration of a Hub data set that has several."""
+    """Configuration of the data set, where a data set on the Hub has several."""
     split: str = "train"
-    """Split to train on."""
+    """The split to train on."""
     validation_split: str | None = None
-    """Split to validate on; unless given, the data set's own (validation, valid, val, test), else a held-out part."""
+    """The split to validate on. Default: validation, valid, val or test if there is one, else a held-out part."""
     validation_fraction: float = 0.05
-    """Share that is held out, by the seed, where the data set has no validation split."""
+    """Share of the images that is held out where the data set has no validation split; the seed chooses them."""
     image_column: str | None = None
-    """Column of the images; found where there is one."""
+    """The column that holds the images. Default: the only image column."""
     label: str | None = None
-    """Keep this class alone, by its name."""
-    batch_size: int | Literal["auto"] = 32
-    """Global batch: over devices, nodes and accumulation; auto: the largest power of two that fits, 256 at most."""
+    """Use only the images of this class, given by its name."""
+    batch_size: int = 32
+    """Images per optimizer step, over all devices, nodes and accumulated batches together."""
     image_size: int | tuple[int, int] = 32
-    """Pixels: one number, or height and width."""
+    """Size of the images in pixels: one number, or height and width."""
     channels: int = 3
     """3 for colour, 1 for greyscale."""
     flip: bool = True
-    """Mirror half of the images, at random."""
+    """Mirror each image left to right with probability 1/2."""
     on_broken: Literal["skip", "stop"] = "skip"
-    """What an unreadable image does: it is skipped and counted, or stops the run."""
+    """What happens at an unreadable image: it is skipped and counted, or the run stops."""
     cache_mb: int = 1024
-    """A data set that needs less than this is decoded once, into a file under <trainer.default_root_dir>/.decoded."""
+    """A data set that needs less than this (in MiB) is decoded once, into <trainer.default_root_dir>/.decoded."""
     num_workers: int | None = None
-    """Processes that decode (threads where streaming); unless given, by the number of processors, and none for cached
-    images."""
+    """Processes that decode images (threads when streaming). Default: by the number of CPUs; none for cached images."""
     epoch_images: int | None = None
-    """Images of an epoch, after which come validation, grids and checkpoints, rounded down to whole batches; unless
-    given, all of them. The order goes on where the epoch before ended."""
+    """Images per epoch, after which validation, grids and checkpoints follow, rounded down to full batches. Default:
+    all images. The next epoch continues in the order where this one ended."""
     streaming: bool = False
-    """Read Parquet shards, local or on the Hub, while training, and keep nothing on the disk."""
+    """Read Parquet shards, local or on the Hub, while training, and store nothing on the disk."""
     shuffle_window: int = 4096
-    """Rows that streaming shuffles among one another, over all ranks: about one and a half times as many encoded images
-    are in memory, and a resumed run reads at most so many again."""
+    """Size of the shuffle buffer when streaming, in images over all ranks. About 1.5 times as many encoded images are
+    in memory, and a resumed run reads at most this many again."""
 
     def __post_init__(self) -> None:
-        if self.batch_size != "auto":
-            _positive("data", self, "batch_size")
-        _positive("data", self, "epoch_images", "shuffle_window")
+        _positive("data", self, "batch_size", "epoch_images", "shuffle_window")
         _at_least_zero("data", self, "num_workers", "cache_mb")
         _check(
             (self.num_workers or 0) <= MAX_WORKERS,
@@ -113,7 +107,7 @@ class DataConfig:
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
         _check(
             len(sides) <= 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides),
-            f"data.image_size must be one whole number from 1 to {MAX_SIDE}, or two: got {self.image_size}",
+            f"data.image_size must be one integer from 1 to {MAX_SIDE}, or two: got {self.image_size}",
         )
         _check(self.path.strip() != "", "data.path is empty; give a folder, files, or a Hub name")
         _check(
@@ -130,20 +124,9 @@ class DataConfig:
             "data.streaming",
         )
 
-    @property
-    def global_batch(self) -> int:
-        """batch_size, once it is a number.
-
-        Raises:
-            ValueError: it is still to be found.
-        """
-        if self.batch_size == "auto":
-            raise ValueError("data.batch_size is auto still; give a number")
-        return self.batch_size
-
     def steps_per_epoch(self, images: int) -> int:
-        """Optimizer steps of an epoch, where so many images are there to train on."""
-        return max(1, (images if self.epoch_images is None else self.epoch_images) // self.global_batch)
+        """Optimizer steps per epoch for this number of training images."""
+        return max(1, (images if self.epoch_images is None else self.epoch_images) // self.batch_size)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -156,16 +139,16 @@ class DataConfig:
 class DiffusionConfig:
     """The forward process and what the network learns."""
 
-    schedule: Literal["linear", "cosine"] = "linear"
-    """linear: Ho et al. 2020; cosine: Nichol and Dhariwal 2021."""
+    schedule: Literal["linear", "cosine"] = "cosine"
+    """Noise schedule: linear (Ho et al. 2020) or cosine (Nichol and Dhariwal 2021)."""
     num_timesteps: int = 1000
-    """T."""
+    """The number of timesteps, T."""
     betas: tuple[float, ...] | None = None
-    """An explicit schedule; overrides schedule and num_timesteps."""
-    prediction: Literal["eps", "v", "x0"] = "eps"
-    """What the network's output means."""
+    """An explicit list of betas, which replaces schedule and num_timesteps."""
+    prediction: Literal["eps", "v", "x0"] = "v"
+    """What the network predicts: the noise eps, v (Salimans and Ho 2022), or x_0."""
     loss: Literal["simple", "min_snr"] = "simple"
-    """Weighting of the timesteps: simple (Ho et al. 2020), min_snr (Hang et al. 2023)."""
+    """Weighting of the timesteps in the loss: simple (Ho et al. 2020) or min_snr (Hang et al. 2023)."""
 
     def __post_init__(self) -> None:
         _positive("diffusion", self, "num_timesteps")
@@ -192,19 +175,19 @@ class OptimConfig:
     """The optimizer."""
 
     name: Literal["adamw", "adam"] = "adamw"
-    """Optimizer."""
-    lr: float = 1e-4
+    """The optimizer."""
+    lr: float = 1e-3
     """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Of Adam."""
-    weight_decay: float = 0.0
-    """Of the weights."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay rates of the first and second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay (adamw), or the L2 penalty (adam)."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     decay_steps: int | None = None
-    """Step at which the learning rate has fallen to 0, along a cosine; none keeps it constant."""
+    """Step at which the learning rate has fallen to 0 along a cosine. Default: it stays constant."""
     grad_clip: float | None = 1.0
-    """Largest norm of the gradient; none clips nothing."""
+    """Largest norm of the gradient; null does not clip."""
 
     def __post_init__(self) -> None:
         _positive("optim", self, "lr", "decay_steps", "grad_clip")
@@ -216,8 +199,8 @@ class OptimConfig:
 class EMAConfig:
     """The exponential moving average of the weights, which validation, grids and sampling use."""
 
-    decay: float = 0.9999
-    """Approached over a warm-up: min(decay, (1 + n) / (10 + n)) after n steps."""
+    decay: float = 0.999
+    """Decay of the average per step; after n steps min(decay, (1 + n) / (10 + n)) is used."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.decay < 1, f"ema.decay must be in [0, 1): got {self.decay}")
@@ -225,20 +208,20 @@ class EMAConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
-    """The grids of reference-conditioned samples that are drawn while training."""
+    """The grids of ILVR samples that are drawn during training."""
 
     references: tuple[str, ...] = ()
-    """Pictures, folders or globs; none: the first four validation images."""
+    """Reference images: files, folders or globs. Default: the first four validation images."""
     factors: tuple[int, ...] = (4, 8, 16)
-    """Low-pass factors N, a group of columns each."""
+    """Low-pass factors N; each has a group of columns."""
     samples: int = 2
-    """Samples of each reference and factor, and unconditional ones a row."""
+    """Samples per reference and factor, and unconditional samples per row."""
     every_n_epochs: int = 1
-    """Epochs between grids; 0 draws none at epochs."""
+    """Epochs between grids; 0 draws none at the end of epochs."""
     every_n_steps: int = 0
-    """Steps between grids; 0 draws none at steps."""
+    """Steps between grids; 0 draws none within epochs."""
     preset: str = DEFAULT_PRESET
-    """Sampling preset; sampling.* changes it."""
+    """Sampling preset of the grids; sampling.* changes single settings of it."""
 
     def __post_init__(self) -> None:
         _at_least_zero("grid", self, "every_n_epochs", "every_n_steps")
@@ -254,11 +237,11 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """What the presets fast and draft are set by at the end of training."""
+    """The calibration of the presets fast and draft at the end of training."""
 
     images: int = 64
-    """Held-out images that are references, so that samples have the energy of real images above the filter's
-    frequencies (octave_gains of each preset and factor, kept in the checkpoint); 0 sets nothing."""
+    """Number of held-out images that the calibration follows as references. It sets octave_gains for each preset and
+    factor, so that samples have as much fine detail as real images; the checkpoint keeps them. 0 skips it."""
 
     def __post_init__(self) -> None:
         _at_least_zero("calibration", self, "images")
@@ -266,19 +249,94 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is saved: checkpoints/last.ckpt, and best.ckpt by validation loss."""
+    """When checkpoints/last.ckpt is saved; best.ckpt holds the lowest validation loss."""
 
     every_n_steps: int = 1000
-    """Steps between saves of last.ckpt, which is also saved at each epoch's end."""
-    on_full_disk: Literal["stop", "continue"] = "stop"
-    """What a checkpoint or a log that cannot be written does: end the run, or a warning and another try later."""
+    """Steps between saves of last.ckpt, which is also saved at the end of each epoch."""
 
     def __post_init__(self) -> None:
         _positive("checkpoint", self, "every_n_steps")
 
 
-def _trainer_defaults() -> dict[str, Any]:
-    return {"max_epochs": 100, "log_every_n_steps": 25, "default_root_dir": "runs"}
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Arguments of the Lightning Trainer; null stands for Lightning's own default."""
+
+    accelerator: str = "auto"
+    """Kind of device: auto, cpu, gpu, mps."""
+    devices: int | str = "auto"
+    """Number of devices; auto uses all that there are (one process on a CPU)."""
+    num_nodes: int = 1
+    """Number of machines."""
+    strategy: str = "auto"
+    """How several devices work together: auto, ddp."""
+    precision: str | None = None
+    """bf16-mixed, 32-true, 16-mixed or 64-true. Default: bf16-mixed where the hardware is fast in it, else 32-true."""
+    max_epochs: int | None = None
+    """Epochs to train; -1 has no limit. Default: 100, or no limit where max_steps is given."""
+    max_steps: int = -1
+    """Optimizer steps to train; -1 has no limit."""
+    max_time: str | None = None
+    """Longest training time, as DD:HH:MM:SS."""
+    accumulate_grad_batches: int = 1
+    """Parts in which each batch is computed, one after another: the same training with less memory."""
+    check_val_every_n_epoch: int = 1
+    """Epochs between validations."""
+    limit_train_batches: int | float | None = None
+    """Batches of an epoch to train on, as a number or a share: for a quick trial."""
+    limit_val_batches: int | float | None = None
+    """Batches to validate on, as a number or a share; 0 does not validate."""
+    num_sanity_val_steps: int = 2
+    """Validation batches that are tried before the training; -1 tries all."""
+    log_every_n_steps: int = 25
+    """Steps between entries in the log."""
+    default_root_dir: str = "runs"
+    """Folder of all runs."""
+    enable_progress_bar: bool = True
+    """Show a progress bar."""
+    enable_model_summary: bool = True
+    """Print a summary of the network."""
+    deterministic: bool | None = None
+    """Use deterministic algorithms alone."""
+    benchmark: bool | None = None
+    """Let cuDNN choose the fastest algorithms by trying them."""
+    profiler: str | None = None
+    """Profile the run: simple, advanced or pytorch."""
+    detect_anomaly: bool = False
+    """Find the operation that produced a NaN; slow."""
+    fast_dev_run: bool | int = False
+    """Run one batch, or this many, of training and validation, to see that everything works; saves nothing."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in MINIMA.items():
+            value = getattr(self, name)
+            _check(value is None or value >= lowest, f"trainer.{name} must be at least {lowest}: got {value}")
+        _check(self.default_root_dir.strip() != "", "trainer.default_root_dir is empty; give a folder")
+        for name in ("limit_train_batches", "limit_val_batches"):
+            value = getattr(self, name)
+            _check(
+                value is None or (math.isfinite(value) and value >= 0 and (isinstance(value, int) or value <= 1)),
+                f"trainer.{name} must be a number of batches, or a share from 0.0 to 1.0: got {value}",
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """What the Lightning Trainer is given."""
+        epochs = self.max_epochs
+        if epochs is None:
+            epochs = -1 if self.max_steps >= 0 else 100
+        return {**dataclasses.asdict(self), "max_epochs": epochs}
+
+
+MINIMA = {
+    "num_nodes": 1,
+    "max_epochs": -1,
+    "max_steps": -1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+    "log_every_n_steps": 1,
+}
+"""The least value of each of these settings: Lightning would find out late, or never."""
 
 
 if TYPE_CHECKING:
@@ -290,23 +348,25 @@ else:
         frozen=True,
         kw_only=True,
     )
-"""SamplingPlan's fields, each none where the preset's value stands."""
+"""The fields of SamplingPlan; null keeps the value of the preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run."""
 
+    name: str = "default"
+    """Name of the config, which is the folder of its runs. Default: the name of the YAML file."""
     seed: int = 0
-    """Of initial weights, data order, training noise and samples."""
+    """Random seed for the initial weights, the order of the images, the training noise and the samples."""
     resume: str | None = None
-    """Checkpoint to go on from, or auto: this recipe's newest."""
+    """Checkpoint to resume; auto takes the newest one of this config."""
     init_from: str | None = None
-    """Checkpoint to fine-tune from, whoever wrote it: its weights alone."""
-    compile: Literal["auto", True, False] = "auto"
-    """Compile the network's training; auto: on a GPU."""
+    """Checkpoint whose weights a new run starts from (fine-tuning); any format that sample.py --ckpt loads."""
     init_remake_head: bool = False
-    """Where learn_sigma differs from that checkpoint's, keep its output layer's part for the mean."""
+    """Keep the part of that checkpoint's output layer that predicts the mean, where model.learn_sigma differs."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile the network for training with torch.compile; auto does so on a GPU."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
@@ -314,20 +374,21 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     sampling: SamplingChanges = field(default_factory=SamplingChanges)
-    """What changes the preset of the grids."""
+    """Changes to grid.preset, for the grids that are drawn during training; sample.py has flags of its own."""
     grid: GridConfig = field(default_factory=GridConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    trainer: dict[str, Any] = field(default_factory=_trainer_defaults)
-    """The Lightning Trainer's own arguments: devices, num_nodes, strategy, precision, max_epochs, max_steps ..."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**32, f"seed must be from 0 to {2**32 - 1}: got {self.seed}")
         for name in ("resume", "init_from"):
             _check(getattr(self, name) != "", f"{name} is empty; give a checkpoint, or leave it out")
-        root = self.trainer.get("default_root_dir", "runs")
-        _check(isinstance(root, str) and root.strip() != "", "trainer.default_root_dir must be a folder's name")
         _check(not (self.resume and self.init_from), "give resume or init_from, not both")
+        _check(
+            is_folder_name(self.name),
+            f"the name of a config is the folder of its runs, a plain name: got {self.name!r:.100}",
+        )
         self.model.check_size(*self.data.size)
         for factor in self.grid.factors:
             check_factor(factor, self.data.size, "grid.factors")
@@ -339,26 +400,25 @@ class Config:
             plan.variance != "learned" or self.model.learn_sigma,
             "sampling.variance=learned needs model.learn_sigma=true; give small, large or auto",
         )
-        check_trainer(self.trainer)
 
     @property
     def grid_plan(self) -> SamplingPlan:
-        """The preset of the grids, with what sampling.* changes."""
+        """The sampling plan of the grids: grid.preset with the changes of sampling.*."""
         given = {f.name: getattr(self.sampling, f.name) for f in dataclasses.fields(SamplingPlan)}
         changes = {name: value for name, value in given.items() if value is not None}
         return SamplingPlan.preset(self.grid.preset, **changes)
 
     def plain(self) -> dict[str, Any]:
-        """Nested dicts, tuples, numbers and strings."""
+        """The config as nested dicts, tuples, numbers and strings."""
         return dataclasses.asdict(self)
 
     def without_local_paths(self) -> dict[str, Any]:
-        """The same without this machine's paths: what a checkpoint holds and a log shows."""
+        """The same without paths of this machine: what a checkpoint holds and a log shows."""
         return without_local_paths(self.plain())
 
 
 def without_local_paths(plain: dict[str, Any]) -> dict[str, Any]:
-    """A plain configuration without paths of the machine that it was used on."""
+    """A config as `Config.plain` gives it, without paths of the machine that it was used on."""
     return {
         **plain,
         "resume": None,
@@ -370,6 +430,6 @@ def without_local_paths(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def public_dataset_name(path: str) -> str:
-    """A data set's path as it may be told: the last part alone of one that only this machine has."""
+    """A data set's name for others: of a path on this machine its last part alone."""
     elsewhere = path.startswith(("/", "~", ".", "file:")) or "\\" in path or path[1:2] == ":"
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if elsewhere else path

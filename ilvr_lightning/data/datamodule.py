@@ -154,7 +154,7 @@ class ImageDataModule(pl.LightningDataModule):
         source = self.train.source
         if isinstance(source, ParquetSource):
             return stream_order(source, self.config, self.seed)
-        return ShuffledOrder(len(source), self.config.global_batch, self.seed)
+        return ShuffledOrder(len(source), self.config.batch_size, self.seed)
 
     def rows_of(self, step: int) -> list[int]:
         """The rows (B,) of a step's global batch, by their indices in it, as the training split counts them."""
@@ -168,7 +168,7 @@ class ImageDataModule(pl.LightningDataModule):
             UserError: the batch is not a multiple of it, or the data set is smaller than the batch.
         """
         micro_batches = trainer.world_size * trainer.accumulate_grad_batches
-        batch_size = self.config.global_batch
+        batch_size = self.config.batch_size
         if batch_size % micro_batches:
             raise UserError(
                 "data.batch_size is the global batch, and must be a multiple of devices x nodes x accumulation: got "
@@ -181,7 +181,7 @@ class ImageDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch] | StreamBatches:
         assert self.train is not None and self.trainer is not None
         trainer, source, micro_batches = self.trainer, self.train.source, self.check_batch_size(self.trainer)
-        shares = rank_share(self.config.global_batch, micro_batches, trainer.global_rank, trainer.world_size)
+        shares = rank_share(self.config.batch_size, micro_batches, trainer.global_rank, trainer.world_size)
         steps = self.config.steps_per_epoch(len(source))
         position, order = (lambda: trainer.global_step), self.order
         if isinstance(order, ShuffledOrder):
@@ -195,7 +195,7 @@ class ImageDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         assert self.validation is not None and self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        batch_size = max(1, self.config.global_batch // world_size)
+        batch_size = max(1, self.config.batch_size // world_size)
         return self._loader(self.validation, ValidationSampler(len(self.validation), batch_size, rank, world_size))
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -32,7 +32,7 @@ PREFETCH_BATCHES = 2
 def stream_order(shards: ParquetSource, config: DataConfig, seed: int) -> WindowedOrder:
     """The order of a data set's rows; there are never more lanes than row groups, so that two seldom read the same."""
     lanes = min(MAX_LANES, sum(map(len, shards.group_sizes)))
-    return WindowedOrder(shards.counts, config.global_batch, lanes, config.shuffle_window, seed)
+    return WindowedOrder(shards.counts, config.batch_size, lanes, config.shuffle_window, seed)
 
 
 class StreamBatches:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
-from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains, like
+from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains, cast_like
 from ilvr_lightning.diffusion.noise import NoiseSource
 from ilvr_lightning.diffusion.plan import ReferenceNoise, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
@@ -49,10 +49,10 @@ class ILVR:
     eps_extrapolation: float = 0.0
     """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
     octave_gains: tuple[tuple[float, ...], ...] = ()
-    """What each octave of the predicted x_0 above phi is multiplied by in refined steps, the finest last; one list, or
-    one an image. For factors that are powers of two."""
+    """Multipliers of the octaves of the predicted x_0 above phi in refined steps, the finest last; one list, or
+    one per image. For factors that are powers of two."""
     condition_from: int | tuple[int, ...] | None = None
-    """a: the highest timestep that is refined; None means T. One, or one an image."""
+    """a: the highest timestep that is refined; None means T. One value, or one per image."""
     condition_to: int | tuple[int, ...] = 0
     """b: the lowest timestep that is refined."""
     respaced_range_t: int | None = None
@@ -112,7 +112,7 @@ class ILVRRun:
 
     def __post_init__(self) -> None:
         if self.settings.mask is not None:
-            self._mask = like(self.settings.low_pass.coarse(self.settings.mask), self.settings.reference)
+            self._mask = cast_like(self.settings.low_pass.cell_means(self.settings.mask), self.settings.reference)
         if self.settings.has_gains:
             self._octaves = OctaveGains(self.settings.low_pass, self.settings.octave_gains)
 
@@ -196,7 +196,7 @@ class ILVRRun:
         return eps + fade * min(1.0, kappa * h / h_before) * (eps - eps_before)
 
     def _is_conditioned(self, s: int) -> list[bool]:
-        """Whether a step that goes to s is conditioned: one, or one an image."""
+        """Whether a step that goes to s is conditioned; one value, or one per image."""
         range_t = self.settings.respaced_range_t
         if range_t is not None and sum(u < self._from for u in self.timesteps) <= range_t:
             return [False]
@@ -216,6 +216,6 @@ def _where(inside: list[bool], refined: Tensor, x: Tensor) -> Tensor:
 
 
 def _paired(highs: tuple[int, ...], lows: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(a, b) an image; one value goes with every other."""
+    """(a, b) for each image; a single value is repeated."""
     count = max(len(highs), len(lows))
     return list(zip(highs * (count // len(highs)), lows * (count // len(lows)), strict=True))

@@ -1,4 +1,4 @@
-"""The low band kept on disk: a picture within the gamut whose downsampled form is the reference's."""
+"""The nearest image in [-1, 1] that, rounded to 8 bits and downsampled, equals the downsampled reference."""
 
 import math
 from collections.abc import Sequence
@@ -6,27 +6,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, like, low_pass_factors
+from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, cast_like, low_pass_factors
 from ilvr_lightning.diffusion.plan import as_tuple, check_factor
 
-MOST_ROUNDS = 500
+MAX_ITERATIONS = 500
+"""Projections of one image at most; nearly all images need fewer than fifty."""
 
 
 def project_to_low_band(
     x: Tensor, y: Tensor, factor: int | Sequence[int], kernel: str = "cubic", mask: Tensor | None = None
 ) -> Tensor:
-    """The picture near x that lies in [-1, 1] and downsampled by N equals y's, to within what rounding to
-    8 bits leaves of 1/255.
+    """The image near x that lies in [-1, 1] and, downsampled by N, equals the downsampled y to within 1/255 after
+    rounding to 8 bits.
 
-    Dykstra's alternate projections between the box and {z: D z = D y}, which find the nearest picture in both, with
+    Dykstra's alternating projections onto the box and {z: D z = D y}, which find the nearest image in both, with
     Nesterov's momentum; plain alternation takes ten times the rounds, and clipping alone leaves the second set. What is
-    not there after MOST_ROUNDS goes the rest of the way in a straight line to y, which is in both. With a mask the
-    picture found is near x, not always the nearest.
+    not there after MAX_ITERATIONS goes the rest of the way in a straight line to y, which is in both. With a mask the
+    image found is near x, not always the nearest.
 
     Args:
         x: (B, C, H, W).
         y: (B, C, H, W) in [-1, 1].
-        factor: N, one or one an image.
+        factor: N, one value, or one per image.
         kernel: D's, a key of KERNELS.
         mask: (B or 1, 1, H, W); only where it is 1 must the low bands agree.
 
@@ -51,21 +52,21 @@ def _one(x: Tensor, y: Tensor, factor: int, kernel: str, mask: Tensor | None) ->
     if factor == 1 and mask is None:
         return y.clone()
     downs = [low_pass_factors(side, factor, kernel)[1] for side in (height, width)]
-    up_h, up_w = (like(torch.linalg.pinv(down), x) for down in downs)
-    down_h, down_w = (like(down, x) for down in downs)
+    up_h, up_w = (cast_like(torch.linalg.pinv(down), x) for down in downs)
+    down_h, down_w = (cast_like(down, x) for down in downs)
     # Rounding moves a pixel by half a level at most, and the mean of pixels that D makes by this much.
     rounding = 0.5 * float(down_h.abs().sum(1).max() * down_w.abs().sum(1).max())
     tolerance = (0.998 - rounding) / 127.5
     held: Tensor | float = 1.0
     if mask is not None:
-        held = like(LowPassFilter((height, width), factor, kernel).coarse(mask) >= 1 - 1e-6, x)
+        held = cast_like(LowPassFilter((height, width), factor, kernel).cell_means(mask) >= 1 - 1e-6, x)
 
     def off(v: Tensor) -> Tensor:
         return held * (down_h @ (y - v.clamp(-1, 1)) @ down_w.mT)
 
     v = before = x
     momentum = 1.0
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ITERATIONS):
         wrong = off(v)
         if wrong.abs().max() <= tolerance:
             return v.clamp(-1, 1)

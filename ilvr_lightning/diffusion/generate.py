@@ -1,7 +1,8 @@
-"""generate(): the only way in, for the callback, sample.py and evaluation."""
+"""generate(): the one entry to the samplers, for the callback, sample.py, the benchmarks and users."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -11,38 +12,45 @@ from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_predicti
 from ilvr_lightning.diffusion.exact_low_band import project_to_low_band
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
-from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, per_image
+from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, gains_per_image
 from ilvr_lightning.diffusion.samplers import SAMPLERS, Run, SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
 
 
+class DenoiseWithSchedule(Denoise, Protocol):
+    """A denoiser that knows its noise schedule, as those of load_denoiser do."""
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+
+
+@overload
 def generate(
-    denoise: Denoise,
-    schedule: NoiseSchedule,
-    plan: SamplingPlan,
-    *,
-    seeds: Sequence[int],
-    shape: tuple[int, int, int],
-    reference: Tensor | None = None,
-    mask: Tensor | None = None,
-    x_T: Tensor | None = None,
-    noise: NoiseSource | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Sample images, steered by a reference if there is one.
+    denoise: DenoiseWithSchedule, plan: SamplingPlan, /, *, seeds: Sequence[int], shape: tuple[int, int, int],
+    reference: Tensor | None = None, mask: Tensor | None = None, x_T: Tensor | None = None,
+    noise: NoiseSource | None = None, device: torch.device | str = "cpu",
+) -> Tensor: ...  # fmt: skip
+@overload
+def generate(
+    denoise: Denoise, schedule: NoiseSchedule, plan: SamplingPlan, *, seeds: Sequence[int],
+    shape: tuple[int, int, int], reference: Tensor | None = None, mask: Tensor | None = None,
+    x_T: Tensor | None = None, noise: NoiseSource | None = None, device: torch.device | str = "cpu",
+) -> Tensor: ...  # fmt: skip
+def generate(denoise: Any, schedule: Any, plan: Any = None, **settings: Any) -> Tensor:
+    """Sample images, steered by a reference if there is one: generate(denoise, plan, seeds=..., shape=...).
 
     Args:
         denoise: callable (x, t) -> Prediction, t (B,) in 1..T.
-        schedule: the denoiser's.
-        plan: what to do.
-        seeds: one an image; their number is B.
+        schedule: the denoiser's; may be left out where it has a `schedule` of its own.
+        plan: the sampling settings.
+        seeds: one per image; their number is B.
         shape: (C, H, W).
         reference: (B, C, H, W) or (1, C, H, W) in [-1, 1], or None for unconditional samples.
         mask: (B, 1, H, W) or (1, 1, H, W) in [0, 1], where the reference is followed: 1 to the end, m down to the
             timestep (1 - m) T, 0 not at all.
-        x_T: (B, C, H, W) start; drawn from the seeds otherwise. The result has its dtype and device.
-        noise: a source to draw from in place of the seeds.
-        device: where to sample, when x_T does not say.
+        x_T: (B, C, H, W) to start from; by default drawn from the seeds. The result has its dtype and device.
+        noise: a source of noise in place of the seeds.
+        device: where to sample, unless x_T says so.
 
     Returns:
         (B, C, H, W), nominally in [-1, 1].
@@ -51,19 +59,28 @@ def generate(
         ValueError: the plan does not fit T, the shape or the reference.
     """
     x = torch.empty(0)
-    for state in generate_steps(
-        denoise, schedule, plan, seeds=seeds, shape=shape, reference=reference, mask=mask, x_T=x_T,
-        noise=noise, device=device,
-    ):  # fmt: skip
+    for state in generate_steps(denoise, schedule, plan, **settings):
         x = state.x
     return x
 
 
+@overload
+def generate_steps(
+    denoise: DenoiseWithSchedule, plan: SamplingPlan, /, *, seeds: Sequence[int], shape: tuple[int, int, int],
+    reference: Tensor | None = None, mask: Tensor | None = None, x_T: Tensor | None = None,
+    noise: NoiseSource | None = None, device: torch.device | str = "cpu",
+) -> Iterator[SamplerState]: ...  # fmt: skip
+@overload
+def generate_steps(
+    denoise: Denoise, schedule: NoiseSchedule, plan: SamplingPlan, *, seeds: Sequence[int],
+    shape: tuple[int, int, int], reference: Tensor | None = None, mask: Tensor | None = None,
+    x_T: Tensor | None = None, noise: NoiseSource | None = None, device: torch.device | str = "cpu",
+) -> Iterator[SamplerState]: ...  # fmt: skip
 @torch.no_grad()
 def generate_steps(
-    denoise: Denoise,
-    schedule: NoiseSchedule,
-    plan: SamplingPlan,
+    denoise: Any,
+    schedule: Any,
+    plan: Any = None,
     *,
     seeds: Sequence[int],
     shape: tuple[int, int, int],
@@ -73,7 +90,9 @@ def generate_steps(
     noise: NoiseSource | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[SamplerState]:
-    """The same as `generate`, one SamplerState a step: for previews, progress bars and early stops."""
+    """The same as `generate`, one SamplerState per step: for previews, progress bars and early stops."""
+    if plan is None:
+        schedule, plan = denoise.schedule, schedule
     plan = plan.resolved(schedule.num_timesteps)
     noise = noise or PerImageNoise(seeds)
     if x_T is None:
@@ -91,7 +110,7 @@ def generate_steps(
         if ilvr is None:
             raise ValueError("sampling.start_from needs a reference to begin from")
         if mask is not None:
-            raise ValueError("sampling.start_from begins from the whole reference, and does not go with a mask")
+            raise ValueError("sampling.start_from cannot be combined with a mask")
         x_T = schedule.q_sample(ilvr.reference, plan.start_from, x_T)
     run = Run(
         denoise=at_level,
@@ -109,7 +128,7 @@ def generate_steps(
 
 def evaluated_timesteps(schedule: NoiseSchedule, plan: SamplingPlan) -> list[int]:
     """The timesteps, descending, at which a resolved plan asks the network."""
-    return list(plan.timesteps or spaced_timesteps(schedule, plan.num_steps, plan.spacing, plan.start_from))
+    return list(plan.timesteps or spaced_timesteps(schedule, plan.evaluations, plan.spacing, plan.start_from))
 
 
 def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None) -> ILVR | None:
@@ -132,10 +151,10 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tenso
     for name in ("factor", "condition_from", "condition_to"):
         count = len(as_tuple(getattr(plan, name)))
         if count not in (1, len(x_T)):
-            raise ValueError(f"sampling.{name} must be one, or one an image: got {count} for {len(x_T)} images")
-    gains = per_image(plan.octave_gains)
+            raise ValueError(f"sampling.{name} must be one, or one per image: got {count} for {len(x_T)} images")
+    gains = gains_per_image(plan.octave_gains)
     if len(gains) not in (1, len(x_T)):
-        raise ValueError(f"sampling.octave_gains must be one list, or one an image: got {len(gains)}")
+        raise ValueError(f"sampling.octave_gains must be one list, or one per image: got {len(gains)}")
     height, width = x_T.shape[-2:]
     return ILVR(
         reference=reference.to(x_T).expand_as(x_T),

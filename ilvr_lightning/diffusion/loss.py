@@ -1,4 +1,4 @@
-"""Training losses and their weightings, one value an image."""
+"""Training losses and their weightings, one value per image."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""phi_N, the linear low-pass filter of ILVR: down by N with antialias, up by N, mirrored borders, as two matrices."""
+"""phi_N, the low-pass filter of ILVR, as two matrices: downsampling by N with antialiasing, then upsampling by N."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ class LowPassFilter:
 
     Args:
         size: height and width in pixels.
-        factor: N, which divides both sides; one, or one an image.
+        factor: N, which divides both sides; one value, or one per image.
         kernel: a key of KERNELS, or "ideal": the DCT-II filter that keeps the lowest 1/N of the frequencies.
         orthogonal: the orthogonal projection onto the filter's space in place of the filter. For a kernel that
             down- and upsampling share (cubic, linear, box) that is U U^+ with U the upsampling matrix; for Lanczos
@@ -50,7 +50,7 @@ class LowPassFilter:
         self._pairs = {(torch.device("cpu"), torch.float64): (ups, downs)}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Filter x (B, C, H, W), in its own dtype; with a factor an image, B must be their number.
+        """Filter x (B, C, H, W), in its own dtype; with one factor per image, B must be their number.
 
         Raises:
             ValueError: x has another size than the filter.
@@ -59,7 +59,7 @@ class LowPassFilter:
         key = (x.device, x.dtype)
         if key not in self._matrices:
             rows, columns = self._matrices[torch.device("cpu"), torch.float64]
-            self._matrices[key] = (like(rows, x), like(columns, x))
+            self._matrices[key] = (cast_like(rows, x), cast_like(columns, x))
         rows, columns = self._matrices[key]
         return rows @ x @ columns
 
@@ -67,15 +67,15 @@ class LowPassFilter:
         if tuple(x.shape[-2:]) != self.size:
             raise ValueError(f"the low-pass filter is for images of {self.size}: got {tuple(x.shape[-2:])}")
 
-    def coarse(self, mask: Tensor) -> Tensor:
-        """A mask's mean over each cell of the filter's grid, one cell being N x N pixels.
+    def cell_means(self, mask: Tensor) -> Tensor:
+        """The mean of a mask over each cell of the low-resolution grid; a cell is N x N pixels.
 
         Args:
             mask: (B, 1, H, W), or 1 in place of B.
 
         Returns:
-            (B, 1, n_h, n_w) in float64, n being a side over N; with a factor an image, over the smallest, the grids of
-            the others filled up with 0.
+            (B, 1, n_h, n_w) in float64, where n is the side divided by N. With one factor per image n belongs to the
+            smallest factor, and the grids of the others are padded with 0.
         """
         self._check(mask)
         rows, columns = (
@@ -85,7 +85,9 @@ class LowPassFilter:
         return rows @ mask.to("cpu", torch.float64) @ columns.mT
 
     def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
-        """U (w * (D x)), phi being U D: x (B, C, H, W) filtered, its coefficients weighted by w, shaped as `coarse` is.
+        """U (w * (D x)), where phi is U D: x (B, C, H, W) filtered, with its coefficients weighted by w.
+
+        w has the shape that `cell_means` returns.
 
         Where D U is 1 (orthogonal, ideal, box) D of it is the weighted D x, exactly; in pixels weights fade over the
         reach of U, two cells for the bicubic kernel ("ideal" and orthogonal Lanczos have no end, and ring at an edge).
@@ -94,9 +96,9 @@ class LowPassFilter:
         key = (x.device, x.dtype)
         if key not in self._pairs:
             ups, downs = self._pairs[torch.device("cpu"), torch.float64]
-            self._pairs[key] = [like(m, x) for m in ups], [like(m, x) for m in downs]
+            self._pairs[key] = [cast_like(m, x) for m in ups], [cast_like(m, x) for m in downs]
         (up_h, up_w), (down_h, down_w) = self._pairs[key]
-        weighted: Tensor = up_h @ (like(weight, x) * (down_h @ x @ down_w.mT)) @ up_w.mT
+        weighted: Tensor = up_h @ (cast_like(weight, x) * (down_h @ x @ down_w.mT)) @ up_w.mT
         return weighted
 
 
@@ -105,8 +107,8 @@ class OctaveGains:
 
     Args:
         low_pass: P_N; its kernel makes the octaves.
-        gains: for each image, or for all, one an octave, the finest (k = 2) last; coarser ones that are not given are
-            left alone.
+        gains: one list for all images, or one per image, with one gain per octave, the finest (k = 2) last; coarser
+            octaves without a gain stay as they are.
 
     Raises:
         ValueError: N is no power of two.
@@ -130,32 +132,32 @@ class OctaveGains:
     def __call__(self, x: Tensor) -> Tensor:
         """Change x (B, C, H, W)."""
         made, finer = x, x
-        for gain, low_pass in zip(like(self._gains, x), self._filters, strict=True):
+        for gain, low_pass in zip(cast_like(self._gains, x), self._filters, strict=True):
             coarser = low_pass(x)
             made = made + (gain - 1) * (finer - coarser)
             finer = coarser
         return made
 
 
-def like(table: Tensor, x: Tensor) -> Tensor:
-    """A float64 table as x is, its dtype first: not every device has float64."""
+def cast_like(table: Tensor, x: Tensor) -> Tensor:
+    """A float64 table in the dtype and on the device of x; the dtype first, since not every device has float64."""
     return table.to(x.dtype).to(x.device)
 
 
 def _batched(matrices: list[Tensor]) -> Tensor:
-    """One broadcasts over the batch; several make (B, 1, ., .)."""
+    """One matrix, which broadcasts over the batch, or several as (B, 1, ., .)."""
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices).unsqueeze(1)
 
 
 def _zero_padded(matrix: Tensor, dim: int, length: int) -> Tensor:
-    """Filled up with zeros along one dimension."""
+    """A matrix padded with zeros along one dimension."""
     shape = list(matrix.shape)
     shape[dim] = length - shape[dim]
     return torch.cat([matrix, matrix.new_zeros(shape)], dim)
 
 
 def _mean_matrix(side: int, cells: int) -> Tensor:
-    """(cells, side) means of side/cells neighbours."""
+    """(cells, side) matrix that averages side/cells neighbours."""
     return torch.eye(cells, dtype=torch.float64).repeat_interleave(side // cells, 1) * (cells / side)
 
 

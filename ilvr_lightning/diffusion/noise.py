@@ -1,4 +1,4 @@
-"""Where a run's noise comes from: one seed an image, three streams a seed, never the global generator."""
+"""Where the noise of a run comes from: one seed per image, three streams per seed, never the global generator."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ class NoiseSource(Protocol):
 
 
 class PerImageNoise:
-    """Each image draws from generators of its own, so its picture does not depend on what shares its batch.
+    """Each image draws from generators of its own, so that it does not depend on the other images of its batch.
 
     x_T is drawn on the CPU, so that deterministic samplers start equally everywhere; what is drawn later, on the
     device that uses it.
 
     Args:
-        seeds: one an image.
+        seeds: one per image.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -38,7 +38,7 @@ class PerImageNoise:
             ValueError: the batch and the seeds differ in number.
         """
         if len(like) != len(self.seeds):
-            raise ValueError(f"one seed an image is needed: got {len(self.seeds)} seeds for {len(like)} images")
+            raise ValueError(f"one seed per image is needed: got {len(self.seeds)} seeds for {len(like)} images")
         device = torch.device("cpu") if stream == "x_T" else like.device
         if stream not in self._generators:
             self._generators[stream] = [
@@ -56,7 +56,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def image_seed(run_seed: int, reference_sha256: str | None, sample: int) -> int:
-    """The seed of one picture: equal references share their pictures; unconditional samples use their index.
+    """The seed of one sample. Equal references give equal samples; unconditional samples use their index.
 
     Args:
         run_seed: the run's.

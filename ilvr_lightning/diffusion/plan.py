@@ -1,4 +1,4 @@
-"""SamplingPlan: all that a sampling run is told. Standard library only, so that a command line can read it at once."""
+"""SamplingPlan: every setting of a sampling run. Standard library only, so that a command line can read it at once."""
 
 import dataclasses
 import math
@@ -7,41 +7,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-
-def check_factor(factor: int, size: tuple[int, int], flag: str = "sampling.factor") -> None:
-    """Raise a ValueError that names the nearest factors unless factor divides every side longer than 1."""
-    sides = [side for side in size if side > 1]
-    if factor >= 1 and all(side % factor == 0 for side in sides):
-        return
-    common = math.gcd(*sides) if sides else 1
-    divisors = [n for n in range(1, common + 1) if common % n == 0]
-    nearest = [n for n in divisors if n < factor][-1:] + [n for n in divisors if n > factor][:1]
-    pixels = f"{size[0]} px" if size[0] == size[1] else f"{size[0]}x{size[1]} px"
-    verb = "the nearest that do are" if len(nearest) > 1 else "the nearest that does is"
-    raise ValueError(
-        f"{flag} must divide the image size: got factor={factor} for {pixels}; {verb} {' and '.join(map(str, nearest))}"
-    )
-
-
 Spacing = Literal["uniform", "quadratic", "logsnr"]
-
-
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
-
-
 Kernel = Literal["cubic", "lanczos2", "lanczos3", "linear", "box", "ideal"]
-
-
 Variance = Literal["auto", "small", "large", "learned"]
-
-
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
-
-
+SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
+"""The samplers, each with the settings that it alone reads; the functions are in samplers.py."""
 CHOICES: dict[str, tuple[str, ...]] = {
-    "sampler": get_args(SamplerName),
     "spacing": get_args(Spacing),
     "variance": get_args(Variance),
     "kernel": get_args(Kernel),
@@ -51,60 +25,63 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
-    """Settings of one sampling run; every time is a training timestep, t=0 data and t=T noise.
+    """Settings of one sampling run. Times are training timesteps, t=0 is data and t=T noise.
+
+    The defaults are the preset "fast".
 
     Raises:
         ValueError: a setting is out of its range; the message names it and what to give.
     """
 
-    sampler: SamplerName = "ddpm"
-    """ddpm: ancestral (Ho et al. 2020, algorithm 2); ddim: Song et al. 2021, equation 12; dpmpp_2m: DPM-Solver++(2M)
-    (Lu et al. 2022)."""
-    num_steps: int = 50
-    """Network evaluations."""
-    spacing: Spacing = "uniform"
-    """How the evaluated timesteps are spread over 1..T."""
-    eta: float = 0.0
-    """Noise of ddim and dpmpp_2m: 0 deterministic, 1 the full stochastic step."""
+    sampler: str = "dpmpp_2m"
+    """ddpm: ancestral sampling (Ho et al. 2020, algorithm 2); ddim (Song et al. 2021, equation 12); dpmpp_2m:
+    DPM-Solver++(2M) (Lu et al. 2022)."""
+    num_steps: int | Literal["all"] = 20
+    """Number of sampling steps, each one evaluation of the network; all visits every timestep."""
+    spacing: Spacing = "logsnr"
+    """How the visited timesteps are spread over 1..T: uniform or quadratic in t, or uniform in the log-SNR."""
+    eta: float = 1.0
+    """Noise of the samplers ddim and dpmpp_2m: 0 is deterministic, 1 is the full stochastic step."""
     variance: Variance = "auto"
-    """Of ddpm. small: the posterior's; large: beta; learned: the network's; auto: learned where there is one."""
+    """Variance of the sampler ddpm: small (the posterior's), large (beta), learned (the network's); auto takes the
+    learned one where the network has it, else small."""
     clip: bool = True
-    """Clip the predicted x_0 to [-1, 1] before it is refined."""
+    """Clip the predicted x_0 to [-1, 1] before the reference is applied."""
     factor: int | tuple[int, ...] = 8
-    """The paper's N: the low-pass filter's downsampling factor, one or one an image."""
+    """The paper's N, the downsampling factor of the low-pass filter; one value, or one per image."""
     kernel: Kernel = "cubic"
-    """Kernel of the low-pass filter; ideal is the DCT filter."""
-    orthogonal: bool = False
-    """Make the low-pass filter the orthogonal projection onto the same space."""
-    reference_noise: ReferenceNoise = "fresh"
-    """How the reference is noised: fresh draws anew at every step, at the level that the step goes to (Choi et al.
-    2021, algorithm 1); matched takes the network's own eps; fixed has one noise for the run, x_T's; fresh_released
-    draws anew, at the level that the step comes from, as the paper's released code does."""
+    """Kernel of the low-pass filter; ideal is a sharp cut in the DCT."""
+    orthogonal: bool = True
+    """Replace the low-pass filter by the orthogonal projection onto the same space."""
+    reference_noise: ReferenceNoise = "matched"
+    """Noise of the reference at each step: fresh noise at the level that the step goes to (Choi et al. 2021, algorithm
+    1); matched to the eps that the network predicts; fixed, the noise that makes x_T of the reference; fresh_released,
+    fresh noise at the level that the step comes from, as the paper's released code has it."""
     eps_extrapolation: float = 0.0
-    """Of matched noise: how far it is extrapolated from the last two eps, 0 (not at all) to 1."""
+    """How far matched noise is extrapolated from the last two eps: 0 (not at all) to 1."""
     octave_gains: tuple[float, ...] = ()
-    """What each octave of the predicted x_0 above the filter's frequencies is multiplied by, the finest last: a little
-    over 1 against blur, under 1 against grain; where there are fewer than octaves, the coarsest are left alone."""
+    """Multipliers of the octaves of the predicted x_0 above the filter's frequencies, the finest last: above 1 against
+    blur, below 1 against grain. With fewer gains than octaves, the coarsest octaves keep theirs."""
     condition_from: int | tuple[int, ...] | None = None
-    """The paper's a: a step is conditioned when the timestep that it goes to is in [condition_to, condition_from];
-    none means T."""
+    """The paper's a: a step is conditioned if the timestep that it goes to is in [condition_to, condition_from].
+    Default: T. One value, or one per image."""
     condition_to: int | tuple[int, ...] = 0
-    """The paper's b."""
+    """The paper's b; one value, or one per image."""
     respaced_range_t: int | None = None
-    """The released code's range_t: steps are counted from the last one, 0, and conditioned above this number alone."""
+    """range_t of the paper's released code: with steps counted down to 0, a step is conditioned above this number."""
     start_from: int | None = None
-    """Begin at this timestep from the noised reference in place of noise at T (SDEdit, Meng et al. 2022)."""
+    """Start at this timestep from the noised reference, not at T from noise (SDEdit, Meng et al. 2022)."""
     exact_low_band: bool = False
-    """At the end, move the picture until it is in [-1, 1] and, rounded to 8 bits and downsampled by N, equals the
-    reference's to within 1/255."""
+    """At the end, change the image as little as possible so that it is in [-1, 1] and, rounded to 8 bits and
+    downsampled by N, equals the downsampled reference to within 1/255."""
     timesteps: tuple[int, ...] | None = None
-    """The evaluated timesteps, descending from at most T; overrides num_steps and spacing."""
+    """The visited timesteps, descending from at most T; they replace num_steps and spacing."""
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
+        for name, choices in {"sampler": tuple(SAMPLER_SETTINGS), **CHOICES}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"sampling.{name} must be one of {', '.join(choices)}: got {getattr(self, name)!r}")
-        if self.num_steps < 1:
+        if self.num_steps != "all" and self.num_steps < 1:
             raise ValueError(f"sampling.num_steps must be at least 1: got {self.num_steps}")
         if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
             raise ValueError(f"sampling.eta must be between 0 and 1: got {self.eta}")
@@ -112,28 +89,28 @@ class SamplingPlan:
             raise ValueError(f"sampling.eps_extrapolation must be between 0 and 1: got {self.eps_extrapolation}")
         if self.eps_extrapolation and self.reference_noise != "matched":
             raise ValueError(
-                "sampling.eps_extrapolation is of sampling.reference_noise=matched: "
+                "sampling.eps_extrapolation needs sampling.reference_noise=matched: "
                 f"got {self.eps_extrapolation} with {self.reference_noise}"
             )
         for name in ("factor", "condition_to", "condition_from"):
             value = getattr(self, name)
             if value is not None and not all(isinstance(each, int) for each in as_tuple(value)):
-                raise ValueError(f"sampling.{name} must be a whole number, or one an image: got {value!r}")
+                raise ValueError(f"sampling.{name} must be an integer, or one per image: got {value!r}")
         if self.exact_low_band and self.kernel == "ideal":
-            raise ValueError("sampling.exact_low_band is of a kernel that downsamples: got sampling.kernel=ideal")
+            raise ValueError("sampling.exact_low_band needs a kernel that downsamples: got sampling.kernel=ideal")
         if self.exact_low_band and any(b > 0 for b in as_tuple(self.condition_to)):
             raise ValueError(
-                "sampling.exact_low_band holds the reference to the end; give ranges that end at 0, as in 1000:0: "
+                "sampling.exact_low_band keeps the reference to the end and needs ranges that end at 0, as in 1000:0: "
                 f"got one that ends at {max(as_tuple(self.condition_to))}"
             )
-        for gain in (g for gains in per_image(self.octave_gains) for g in gains):
+        for gain in (g for gains in gains_per_image(self.octave_gains) for g in gains):
             if not isinstance(gain, int | float) or not 0.5 <= gain <= 2:
                 raise ValueError(f"sampling.octave_gains must be between 0.5 and 2: got {gain}")
             if gain != 1 and any(n < 1 or n & (n - 1) for n in as_tuple(self.factor)):
-                raise ValueError(f"sampling.octave_gains are for factors that are powers of two: got {self.factor}")
+                raise ValueError(f"sampling.octave_gains need factors that are powers of two: got {self.factor}")
         for name in ("factor", "condition_to", "condition_from"):
             if getattr(self, name) == ():
-                raise ValueError(f"sampling.{name} is an empty list; give one number, or one an image")
+                raise ValueError(f"sampling.{name} is an empty list; give one number, or one per image")
         for factor in as_tuple(self.factor):
             if factor < 1:
                 raise ValueError(f"sampling.factor must be at least 1: got {factor}")
@@ -150,7 +127,7 @@ class SamplingPlan:
         highs = lows if self.condition_from is None else as_tuple(self.condition_from)
         if len(lows) > 1 and len(highs) > 1 and len(lows) != len(highs):
             raise ValueError(
-                "sampling.condition_from and sampling.condition_to must be one, or one an image: "
+                "sampling.condition_from and sampling.condition_to must be one, or one per image: "
                 f"got {len(highs)} and {len(lows)} values"
             )
         for low in lows:
@@ -166,15 +143,15 @@ class SamplingPlan:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "SamplingPlan":
-        """A named plan, with changes.
+        """A named plan with changes.
 
         Args:
-            name: "fast" (20 evaluations of the stochastic 2M with matched noise), "draft" (10 of them), "paper" (every
-                timestep, fresh noise, bicubic: Choi et al. 2021) or "ilvr_adm" (what the paper's released code
-                computes, its faults included). ilvr_adm has 100 uniform steps; another timestep_respacing of ADM's is
-                timesteps=respaced_timesteps(T, "ddim50"). Where a network learned no variance ADM's scripts take
-                variance="large", which no file tells.
-            **changes: fields to set otherwise.
+            name: "fast" (20 steps of the stochastic 2M with matched noise, the default), "draft" (10 of them), "paper"
+                (every timestep, fresh noise, the bicubic filter: Choi et al. 2021) or "ilvr_adm" (what the paper's
+                released code computes with 100 respaced steps, its deviations from the paper included). For another
+                timestep_respacing of ADM's give timesteps=respaced_timesteps(T, "ddim50"). For networks that learned no
+                variance ADM's scripts take variance="large", which no file tells.
+            **changes: fields that differ.
 
         Raises:
             ValueError: there is no such preset.
@@ -183,14 +160,27 @@ class SamplingPlan:
             raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
 
+    @property
+    def evaluations(self) -> int:
+        """How often a resolved plan evaluates the network.
+
+        Raises:
+            ValueError: the number depends on T, and the plan is not resolved.
+        """
+        if self.timesteps is not None:
+            return len(self.timesteps)
+        if self.num_steps == "all":
+            raise ValueError("sampling.num_steps=all depends on T; call resolved(T) first")
+        return self.num_steps
+
     def resolved(self, num_timesteps: int) -> "SamplingPlan":
-        """This plan with what depends on T filled in (num_steps of "paper", condition_from) and checked.
+        """This plan with what depends on T filled in (num_steps="all", condition_from) and checked.
 
         Raises:
             ValueError: a timestep lies outside [0, T], or there are more steps than timesteps.
         """
         T = num_timesteps
-        num_steps = (self.start_from or T) if self.num_steps >= EVERY_TIMESTEP else self.num_steps
+        num_steps = (self.start_from or T) if self.num_steps == "all" else self.num_steps
         if self.timesteps is not None:
             num_steps = len(self.timesteps)
         if self.start_from is not None and not 1 <= self.start_from <= T:
@@ -216,38 +206,42 @@ class SamplingPlan:
         return dataclasses.replace(self, num_steps=num_steps, condition_from=condition_from)
 
 
-EVERY_TIMESTEP = 1_000_000
-"""A num_steps that stands for the checkpoint's own T, whatever it is."""
-
-
-STOCHASTIC_2M: dict[str, Any] = {
-    "sampler": "dpmpp_2m",
-    "spacing": "logsnr",
-    "eta": 1.0,
-    "orthogonal": True,
-    "reference_noise": "matched",
-}
-"""Fresh noise in the high band, the network's own in the low: measured in docs/samplers.md."""
-
-
+FORMER_DEFAULTS: dict[str, Any] = {
+    "sampler": "ddpm", "num_steps": 50, "spacing": "uniform", "eta": 0.0, "orthogonal": False,
+    "reference_noise": "fresh",
+}  # fmt: skip
+"""Defaults that have changed: what a field means that an old PNG lacks, and the ground of the paper's presets."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {**STOCHASTIC_2M, "num_steps": 20},
-    "draft": {**STOCHASTIC_2M, "num_steps": 10},
-    "paper": {"num_steps": EVERY_TIMESTEP},
-    "ilvr_adm": {"num_steps": 100, "reference_noise": "fresh_released", "respaced_range_t": 0},
+    "fast": {},
+    "draft": {"num_steps": 10},
+    "paper": {**FORMER_DEFAULTS, "num_steps": "all"},
+    "ilvr_adm": {**FORMER_DEFAULTS, "num_steps": 100, "reference_noise": "fresh_released", "respaced_range_t": 0},
 }
-
-
 DEFAULT_PRESET = "fast"
-"""Of sample.py and of the grids."""
+"""The preset of sample.py and of the grids."""
 
 
 def as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    """A setting that may be one or one an image, as a tuple."""
+    """A setting that is one value, or one per image, as a tuple."""
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def per_image(gains: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
-    """octave_gains as a batch has them: one list for all, or one an image."""
+def gains_per_image(gains: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+    """octave_gains of a batch: one list for all images, or one per image."""
     nested = [isinstance(g, tuple | list) for g in gains]
     return tuple(map(tuple, gains)) if nested and all(nested) else (tuple(gains),)
+
+
+def check_factor(factor: int, size: tuple[int, int], flag: str = "sampling.factor") -> None:
+    """Raise a ValueError that names the nearest factors unless factor divides every side longer than 1."""
+    sides = [side for side in size if side > 1]
+    if factor >= 1 and all(side % factor == 0 for side in sides):
+        return
+    common = math.gcd(*sides) if sides else 1
+    divisors = [n for n in range(1, common + 1) if common % n == 0]
+    nearest = [n for n in divisors if n < factor][-1:] + [n for n in divisors if n > factor][:1]
+    pixels = f"{size[0]} px" if size[0] == size[1] else f"{size[0]}x{size[1]} px"
+    verb = "the nearest that do are" if len(nearest) > 1 else "the nearest that does is"
+    raise ValueError(
+        f"{flag} must divide the image size: got factor={factor} for {pixels}; {verb} {' and '.join(map(str, nearest))}"
+    )

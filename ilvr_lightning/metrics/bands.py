@@ -14,11 +14,11 @@ class BandFigures:
     """Samples against their references, one sample each, which are held-out images of the training domain."""
 
     energy: float
-    """Of the high band, over the references'; below 1 is blur, above 1 grain."""
+    """Energy of the high band over that of the references; below 1 is blur, above 1 is grain."""
     median: float
-    """Median over pictures of the picture's own high-band energy over its reference's."""
+    """Median over images of an image's high-band energy over that of its reference."""
     worst: float
-    """The largest of these."""
+    """The largest of these ratios."""
     low: float
     """RMS distance of the low band from the reference's, in pixels of [-1, 1]."""
     high: float
@@ -38,10 +38,10 @@ def band_figures(x: Tensor, y: Tensor, factor: int, components: int = 128) -> Ba
     x, y = x.double().cpu(), y.double().cpu()
     low = low_pass(x - y)
     x_high, y_high = x - low_pass(x), y - low_pass(y)
-    own, its = x_high.square().mean((1, 2, 3)), y_high.square().mean((1, 2, 3))
-    ratios = own / its
+    sample_energy, reference_energy = x_high.square().mean((1, 2, 3)), y_high.square().mean((1, 2, 3))
+    ratios = sample_energy / reference_energy
     return BandFigures(
-        energy=float(own.mean() / its.mean()),
+        energy=float(sample_energy.mean() / reference_energy.mean()),
         median=float(ratios.median()),
         worst=float(ratios.max()),
         low=float(low.square().mean().sqrt()),
@@ -60,8 +60,8 @@ def octave_energies(x: Tensor, y: Tensor, factor: int) -> list[float]:
     """
     octaves = factor.bit_length() - 1
     filters = [LowPassFilter((x.shape[2], x.shape[3]), 2**k, orthogonal=True) for k in range(octaves, -1, -1)]
-    ours, theirs = ([low_pass(z.double()) for low_pass in filters] for z in (x, y))
-    energies = [[float((z[i + 1] - z[i]).square().mean()) for i in range(octaves)] for z in (ours, theirs)]
+    bands_x, bands_y = ([low_pass(z.double()) for low_pass in filters] for z in (x, y))
+    energies = [[float((z[i + 1] - z[i]).square().mean()) for i in range(octaves)] for z in (bands_x, bands_y)]
     return [a / b if b > NO_ENERGY else math.nan for a, b in zip(*energies, strict=True)]
 
 
@@ -75,12 +75,12 @@ def octave_ratios(x: Tensor, y: Tensor) -> list[float]:
     frequency = (vertical**2 + horizontal.mT**2).sqrt()
     octaves = int(math.log2(min(x.shape[-2:]))) - 1
     octave = torch.floor(torch.log2(frequency.clamp(min=1e-9) * 8)).clamp(2 - octaves, 1)
-    ours, theirs = _power(x), _power(y)
-    return [float(ours[octave == k].sum() / theirs[octave == k].sum()) for k in range(2 - octaves, 2)]
+    power_x, power_y = _power(x), _power(y)
+    return [float(power_x[octave == k].sum() / power_y[octave == k].sum()) for k in range(2 - octaves, 2)]
 
 
 def _power(x: Tensor) -> Tensor:
-    """(H, W) mean power of x (B, C, H, W) by frequency in the DCT, without the mean of each picture."""
+    """(H, W) mean power of x (B, C, H, W) by frequency in the DCT, without the mean of each image."""
     x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)
     rows, columns = (dct_basis(side) for side in x.shape[-2:])
     power: Tensor = (rows @ x @ columns.mT).square().mean((0, 1))

@@ -1,8 +1,7 @@
-"""The gains at which ILVR samples have the energy of real images above the filter's frequencies."""
+"""Calibration of octave_gains, so that ILVR samples have the energy of real images above the filter's frequencies."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,23 +13,14 @@ from ilvr_lightning.diffusion.plan import Gains, SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.metrics.bands import octave_energies
 
-if TYPE_CHECKING:
-    pass
-
-
 PRESETS = ("fast", "draft")
-
-
+"""The presets that are calibrated."""
 PROBE = 0.01
-"""How far a gain is moved to see what it does."""
-
-
-FARTHEST = 0.05
-"""A gain is kept within so much of 1."""
-
-
-LEAST_SLOPE = 5.0
-"""Of the energy's logarithm against the gain, about 15 at 20 evaluations: what is flatter is taken for this."""
+"""Step of a gain by which the slope is measured."""
+MAX_CHANGE = 0.05
+"""A gain stays within this distance of 1."""
+MIN_SLOPE = 5.0
+"""The least slope of log-energy against the gain that is believed; it is about 15 at 20 evaluations."""
 
 
 def calibrate(
@@ -42,11 +32,11 @@ def calibrate(
 
     Args:
         denoise: the network as a callable.
-        schedule: its own.
-        plan: with one factor, a power of two; its own octave_gains are not looked at.
+        schedule: the denoiser's.
+        plan: with one factor, a power of two; its octave_gains are ignored.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain, one sample each.
-        seeds: one an image.
-        batch: pictures sampled at once.
+        seeds: one per image.
+        batch: images sampled at once.
     """
     (factor,) = as_tuple(plan.factor)
 
@@ -65,9 +55,9 @@ def calibrate(
     gains = torch.ones(factor.bit_length() - 1, dtype=torch.float64)
     before = excess(gains)
     probe = torch.where(before < 0, PROBE, -PROBE)
-    slope = ((excess(gains + probe) - before) / probe).clamp(min=LEAST_SLOPE)
-    gains = (gains - before / slope).clamp(1 - FARTHEST, 1 + FARTHEST)
-    gains = (gains - excess(gains) / slope).clamp(1 - FARTHEST, 1 + FARTHEST)
+    slope = ((excess(gains + probe) - before) / probe).clamp(min=MIN_SLOPE)
+    gains = (gains - before / slope).clamp(1 - MAX_CHANGE, 1 + MAX_CHANGE)
+    gains = (gains - excess(gains) / slope).clamp(1 - MAX_CHANGE, 1 + MAX_CHANGE)
     return tuple(round(gain, 4) for gain in gains.tolist())
 
 
@@ -78,11 +68,11 @@ def calibrate_presets(
 
     Args:
         denoise: the network as a callable.
-        schedule: its own.
+        schedule: the denoiser's.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain.
-        seed: of the noise.
-        clip: of the plans.
-        batch: pictures sampled at once.
+        seed: seed of the noise.
+        clip: whether the plans clip x_0.
+        batch: images sampled at once.
     """
     seeds = [derive_seed(seed, "calibration", i) for i in range(len(images))]
     height, width = images.shape[2:]
@@ -91,5 +81,5 @@ def calibrate_presets(
     return {
         preset: {n: calibrate(denoise, schedule, replace(plan, factor=n), images, seeds, batch) for n in factors}
         for preset, plan in plans.items()
-        if factors and plan.num_steps <= schedule.num_timesteps
+        if factors and plan.evaluations <= schedule.num_timesteps
     }

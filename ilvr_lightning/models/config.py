@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass
 
 MAX_CHANNELS, MAX_LEVELS, MAX_BLOCKS = 16384, 12, 64
-"""Beyond any network that is trained."""
+"""The largest width, number of levels and blocks per level: beyond any network that is trained."""
 MAX_FEATURES = 2**28
-"""Numbers of one image's first feature maps: a gigabyte of them."""
+"""The most values in the first feature maps of one image: a gigabyte of float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Architecture, under ADM's flag names.
+    """The architecture, under ADM's flag names.
 
     Raises:
         ValueError: a setting is out of its range; the message names it and what to give.
@@ -22,7 +22,7 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 2, 4)
     """Width of each level, as multiples of channels."""
     num_res_blocks: int = 2
-    """Residual blocks a level."""
+    """Residual blocks per level."""
     attention_resolutions: tuple[int, ...] = (16, 8)
     """Heights of the feature maps that have self-attention, at the training size."""
     num_head_channels: int = 64
@@ -36,25 +36,25 @@ class UNetConfig:
     use_new_attention_order: bool = False
     """Split queries, keys and values before the heads; matters only for weights that were trained so."""
     dropout: float = 0.0
-    """In the residual blocks."""
+    """Dropout probability in the residual blocks."""
     learn_sigma: bool = False
     """Predict the variance too (Nichol and Dhariwal 2021)."""
     downsample_padding: int = 1
-    """Of strided convolutions: 1 on every side; 0 pads the far sides alone, as Ho et al. 2020's own code does."""
+    """Padding of strided convolutions: 1 on every side; 0 pads the right and lower side only, as Ho et al. do."""
     flip_sin_to_cos: bool = True
-    """Cosines before sines in the timestep embedding; off in Ho et al. 2020's own code."""
+    """Put cosines before sines in the timestep embedding; off in the code of Ho et al. 2020."""
     freq_shift: int = 0
-    """Subtracted from the divisor of the embedding's frequencies; 1 in Ho et al. 2020's own code."""
+    """Number subtracted from the divisor of the embedding's frequencies; 1 in the code of Ho et al. 2020."""
     timestep_scale: float = 1.0
-    """Multiplies the timesteps that the embedding sees; 1000/T where improved-diffusion rescaled them."""
+    """Factor of the timesteps that the embedding sees; 1000/T where improved-diffusion rescaled them."""
     norm_num_groups: int = 32
     """Groups of the normalisation."""
     norm_eps: float = 1e-5
-    """Epsilon of the normalisation; 1e-6 in Ho et al. 2020's own code."""
+    """Epsilon of the normalisation; 1e-6 in the code of Ho et al. 2020."""
     patch_size: int = 1
-    """2 works on 2x2 patches (pixel-unshuffle in, shuffle out), a quarter of the cost; 4 on 4x4, a sixteenth."""
+    """Side of the patches that the network works on (pixel-unshuffle in, pixel-shuffle out): 1, 2 or 4."""
     pixel_channels: int = 0
-    """With patches: channels of two convolutions behind them, at full resolution; 0 has none."""
+    """With patches, channels of two convolutions behind them at full resolution; 0 has none."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "num_res_blocks", "norm_num_groups"):
@@ -88,7 +88,7 @@ class UNetConfig:
             raise ValueError(f"model.num_heads must be at least 1: got {self.num_heads}")
 
     def heads(self, width: int) -> int:
-        """Attention heads of a level so wide; a level narrower than one head has a single one.
+        """Attention heads of a level of this width; a level narrower than one head has a single one.
 
         Raises:
             ValueError: they do not divide it.

@@ -1,8 +1,9 @@
-"""How a run is stopped from outside: a signal asks, the end of a step answers, on every rank at once."""
+"""How a signal stops a run: between two optimizer steps, on every rank at once. A second Control-C leaves at once."""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,40 +14,42 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ilvr_lightning.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, StopRequested
-from ilvr_lightning.runtime.command import process_rank
+from ilvr_lightning.runtime.command import launched_by_lightning, process_rank
 
 STATUS = {
     getattr(signal, name): status
     for name, status in (("SIGINT", EXIT_INTERRUPTED), ("SIGTERM", EXIT_REQUEUE), ("SIGUSR1", EXIT_REQUEUE))
     if hasattr(signal, name)
 }
+"""The exit status that goes with each signal."""
+GRACE_SECONDS = 3.0
+"""A rank whose launcher has died may take this long to report an error of its own."""
 
 
 class StopOnSignal(Callback):
-    """SIGTERM and SIGUSR1 (a scheduler's notice) and Control-C end training after the step; a second Control-C at once.
+    """SIGTERM, SIGUSR1 (a scheduler's notice) and Control-C end a run.
 
-    Lightning raises out of wherever the signal finds a process: amid an optimizer's step, or on one rank alone. Here
-    ranks agree at the end of a step, and of a batch of validation; a single process also leaves a grid at once, as
-    everyone does sample.py.
+    Training stops between two optimizer steps, never inside validation, a grid or the calibration: what follows the
+    last step of an epoch is finished first. (Lightning would raise wherever the signal finds a process, on one rank
+    alone.) Sampling stops at once, since every image is kept as soon as it is made.
     """
 
     def __init__(self) -> None:
-        self._asked = 0
+        self._status = 0
         self._at_once = False
-        self._validated_step = -1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals over; give them back at the end."""
+        """Handle the signals inside the block; the former handlers come back after it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in STATUS}
+        former = {number: signal.getsignal(number) for number in STATUS}
         self._listen()
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in former.items():
                 signal.signal(number, handler)
 
     def _listen(self) -> None:
@@ -55,32 +58,24 @@ class StopOnSignal(Callback):
                 signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
-            os._exit(EXIT_INTERRUPTED)
-        if self._asked:
+        if self._status:
+            if number == signal.SIGINT:
+                os._exit(EXIT_INTERRUPTED)
             return
-        self._asked = STATUS[signal.Signals(number)]
+        self._status = STATUS[signal.Signals(number)]
         if self._at_once:
-            raise StopRequested(self._asked)
+            raise StopRequested(self._status)
         if not process_rank():
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saves and ends (a second Control-C leaves at once)\n".encode())
+            what = "saving a checkpoint after this step, then exiting (Ctrl-C again exits without saving)"
+            os.write(2, f"\n{name}: {what}\n".encode())
 
-    @contextmanager
-    def at_once(self, trainer: pl.Trainer) -> Iterator[None]:
-        """A stretch that changes nothing: a single process need not wait for its end, if it is done again on resume."""
-        self._listen()
-        again = not is_last_step_of_epoch(trainer) or self._validated_step == trainer.global_step
-        self._at_once = trainer.world_size == 1 and again and not reached_max_steps(trainer)
-        try:
-            if self._at_once and self._asked:
-                raise StopRequested(self._asked)
-            yield
-        finally:
-            self._at_once = False
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if launched_by_lightning() and trainer.local_rank > 0:
+            threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._listen()  # Lightning has put handlers of its own, which speak to other ranks from within
+        self._listen()  # Lightning has just installed handlers of its own
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listen()
@@ -88,62 +83,46 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A step before a validation is answered in it; the last one there, or with the epoch whole.
-        done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if done and not is_last_step_of_epoch(trainer) and not validates(trainer, batch_idx):
+        if is_optimizer_step(trainer, batch_idx) and not is_last_step_of_epoch(trainer):
             self._stop_if_requested(trainer)
-
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        if not trainer.sanity_checking and not reached_max_steps(trainer):
-            self._stop_if_requested(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validated_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop_if_requested(trainer)
 
-    @property
-    def asked(self) -> bool:
-        """Whether this process was."""
-        return self._asked > 0
-
     def _stop_if_requested(self, trainer: pl.Trainer) -> None:
-        asked = self._asked
-        if trainer.world_size > 1:
-            mine = torch.tensor(asked, device=trainer.strategy.root_device)
-            asked = int(trainer.strategy.all_gather(mine).max())
-        if asked:
-            raise StopRequested(asked, all_ranks=True)
+        status = self._status
+        if trainer.world_size > 1:  # a signal may have reached some of the ranks alone
+            own = torch.tensor(status, device=trainer.strategy.root_device)
+            status = int(trainer.strategy.all_gather(own).max())
+        if status:
+            raise StopRequested(status, all_ranks=True)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Every picture is kept as soon as it is made: nothing need be waited for."""
         self._listen()
         self._at_once = True
-        if self._asked:
-            raise StopRequested(self._asked)
+        if self._status:
+            raise StopRequested(self._status)
+
+
+def is_optimizer_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch is the last of an optimizer step."""
+    return is_last_step_of_epoch(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def is_last_step_of_epoch(trainer: pl.Trainer) -> bool:
-    """Whether the step that is done is its epoch's last, by the data or by trainer.max_steps."""
+    """Whether the present step ends its epoch, because the data end or trainer.max_steps are done."""
     last: bool = trainer.is_last_batch
     return last or reached_max_steps(trainer)
 
 
 def reached_max_steps(trainer: pl.Trainer) -> bool:
-    """Whether trainer.max_steps are done; a run that is resumed from there does nothing any more."""
+    """Whether trainer.max_steps optimizer steps are done."""
     return trainer.global_step == trainer.max_steps
 
 
-def validates(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether a validation follows this micro-batch (trainer.val_check_interval)."""
-    every = trainer.val_check_batch
-    return isinstance(every, int) and (batch_idx + 1) % every == 0
-
-
-def stop_callback(trainer: pl.Trainer) -> StopOnSignal | None:
-    """The trainer's, if it has one."""
-    return next((c for c in trainer.callbacks if isinstance(c, StopOnSignal)), None)  # type: ignore[attr-defined]
+def _exit_with_parent(parent: int) -> None:
+    """End this rank when the process that launched it has died, which no one else would do: it would keep its GPU."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ilvr_lightning.checkpoints.description import add_override
-from ilvr_lightning.config.load import field_docs
+from ilvr_lightning.config.describe import field_docs
 from ilvr_lightning.config.schema import MAX_SIDE
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan
 from ilvr_lightning.errors import UserError

@@ -2,18 +2,13 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from PIL.PngImagePlugin import PngInfo
-
-from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import Pixels, read_image, to_pixels
 from ilvr_lightning.sampling.pictures import Pictures
 from ilvr_lightning.sampling.recipe import plan_of, read_text
 from ilvr_lightning.sampling.requests import Job, Setting
-from ilvr_lightning.visual.grids import Column, draw_grid, low_pass_pixels, reference_columns
+from ilvr_lightning.visual.grids import GRID_KEY, Column, Grid, low_pass_pixels, reference_columns
 
 MAX_ROWS = 24
 """More references than these are not drawn in one grid."""
@@ -21,28 +16,6 @@ MAX_ROWS = 24
 
 MAX_PICTURES = 256
 """More pictures of a reference, or unconditional ones, are not drawn in a grid."""
-
-
-GRID_KEY = "ilvr_lightning_grid"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A grid to draw once its samples are written."""
-
-    path: Path
-    columns: Callable[[], list[Column]]
-    title: str
-    digest: str
-    """Equal for equal samples; kept in the file, so that a grid of others is not overwritten."""
-
-    def draw(self) -> None:
-        """Draw it and write it."""
-        info = PngInfo()
-        info.add_text(GRID_KEY, self.digest)
-        write_atomically(
-            self.path, functools.partial(draw_grid(self.columns(), self.title).save, format="PNG", pnginfo=info)
-        )
 
 
 def grids_of(pictures: Pictures) -> Iterator[Grid]:

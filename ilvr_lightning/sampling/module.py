@@ -19,11 +19,12 @@ from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.samplers import SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.hardware import Compiled, cast_for_sampling
-from ilvr_lightning.sampling.grids import Grid, grids_of
+from ilvr_lightning.runtime.hardware import CompiledForward, cast_for_sampling
+from ilvr_lightning.sampling.grids import grids_of
 from ilvr_lightning.sampling.outputs import Output
 from ilvr_lightning.sampling.pictures import Indices, Pictures
 from ilvr_lightning.sampling.requests import Job, Jobs
+from ilvr_lightning.visual.grids import Grid
 
 
 class ILVRSampler(pl.LightningModule):
@@ -44,14 +45,14 @@ class ILVRSampler(pl.LightningModule):
         self.bf16 = bf16
         cast_for_sampling(self.network, bf16)
         self._dtype = torch.bfloat16 if bf16 else torch.float32
-        self._compiled: Compiled | None = None
+        self._compiled: CompiledForward | None = None
         self._denoiser = Denoiser(loaded.network, loaded.schedule, loaded.prediction_type)
         self.on_step: Callable[[int, SamplerState], None] = lambda t, state: None
         """Called after each step with the level that it came from."""
 
     def compile_sampling(self) -> None:
         """Compile the network for the first batch's shape."""
-        self._compiled = Compiled(self.network)
+        self._compiled = CompiledForward(self.network, cuda_graphs=self.device.type == "cuda")
         self._denoiser = Denoiser(self._compiled, self.schedule, self._denoiser.prediction_type)
 
     @property
@@ -94,7 +95,7 @@ class ILVRSampler(pl.LightningModule):
             "batch_size": batch_size,
             "threads": torch.get_num_threads(),
             "precision": "bf16" if self.bf16 else "32",
-            "compiled": self._compiled is not None and self._compiled.runs((batch_size, *self.shape)),
+            "compiled": self._compiled is not None and self._compiled.runs_compiled((batch_size, *self.shape)),
             "device": self.device.type,
         }
 

@@ -143,7 +143,7 @@ def plan_of(recipe: Recipe) -> SamplingPlan:
 
 def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value of one picture is of a field's type; what may be one an image is one."""
-    if hint in (bool, int, NoneType):
+    if hint in (bool, int, str, NoneType):
         return type(value) is hint
     if hint is float:
         return type(value) in (int, float)

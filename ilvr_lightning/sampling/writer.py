@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import from_tensor, to_image
 from ilvr_lightning.data.references import Reference
-from ilvr_lightning.diffusion.plan import PRESETS
+from ilvr_lightning.diffusion.plan import PRESETS, SamplingPlan
 from ilvr_lightning.diffusion.samplers import SamplerState
 from ilvr_lightning.errors import StopRequested
 from ilvr_lightning.runtime.command import report_errors_on_every_rank
@@ -53,7 +53,7 @@ class SampleWriter(Callback):
         others = Growth([rank_path(self.folder, other) for other in range(world) if other != rank])
         trainer.strategy.barrier("nothing is written yet")
         self._manifest = RankManifest(self.folder, rank)
-        evaluations = len(pl_module.plan.timesteps or ()) or pl_module.plan.num_steps
+        evaluations = pl_module.plan.evaluations
         mine = len(self.jobs.share(rank, world))
         total = evaluations * -(-mine // self.jobs.batch_size)
         self._bar = bar = tqdm(
@@ -133,7 +133,7 @@ class SampleWriter(Callback):
 def estimate(seconds: float, evaluations: int) -> str:
     """How long a run will take, and which preset would be quicker."""
     text = f"this will take about {_duration(seconds)}"
-    quicker = {name: p["num_steps"] for name, p in PRESETS.items() if p["num_steps"] < evaluations}
+    quicker = {name: n for name in PRESETS if (n := SamplingPlan.preset(name).num_steps) != "all" and n < evaluations}
     if quicker:
         name = min(quicker, key=lambda n: quicker[n])
         text += f"; --preset {name} would take about {_duration(seconds * quicker[name] / evaluations)}"

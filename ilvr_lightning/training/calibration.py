@@ -1,31 +1,28 @@
-"""The gains at which ILVR samples have the energy of real images above the filter's frequencies."""
+"""Calibration: sets the octave_gains of the presets at the end of training, on held-out images."""
 
 import warnings
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
-from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.plan import Gains
-from ilvr_lightning.runtime.signals import stop_callback
-from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
-
-if TYPE_CHECKING:
-    from ilvr_lightning.training.module import DDPM
+from ilvr_lightning.errors import first_line
 from ilvr_lightning.metrics.calibration import PRESETS, calibrate_presets
+from ilvr_lightning.runtime.command import say
+from ilvr_lightning.runtime.signals import reached_max_steps
+from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
+from ilvr_lightning.training.module import DDPM
 
 
 class Calibration(Callback):
-    """Sets octave_gains for the presets in the last epoch, on held-out images, with the average of the weights.
+    """Calibrates in the last epoch, with the average of the weights; the checkpoint keeps the gains.
 
-    Every rank computes the same; the checkpoint keeps it.
+    Every rank computes the same. A trial run (fast_dev_run, limit_train_batches) is not calibrated.
 
     Args:
-        images: how many; 0 sets none.
+        images: how many held-out images to follow as references; 0 skips it.
         seed: of the noise.
     """
 
@@ -42,34 +39,27 @@ class Calibration(Callback):
         self.gains, self.calibrated_at = state_dict["octave_gains"], state_dict["calibrated_at"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.images and (
-            trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        ):
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs or reached_max_steps(trainer)
+        trial = isinstance(pl_module, DDPM) and pl_module.config.trainer.limit_train_batches is not None
+        if self.images and last_epoch and not trial:
             self._calibrate(trainer, pl_module)
 
     def _calibrate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DDPM)
         held_out = trainer.datamodule.validation  # type: ignore[attr-defined]
         images = torch.stack([held_out[i][0] for i in range(min(self.images, len(held_out)))])
-        module = cast("DDPM", pl_module)
-        at_once = sampling_batch_size(trainer, module.config.data.global_batch, 64)
-        if trainer.is_global_zero:
-            print(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images", flush=True)
-        stop = stop_callback(trainer)
-
-        def denoise(x: Tensor, t: Tensor) -> Prediction:
-            if stop is not None and stop.asked:
-                raise RuntimeError("stopped")
-            return module.denoiser(x, t)
-
+        batch_size = sampling_batch_size(trainer, pl_module.config.data.batch_size, 64)
+        say(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images")
         try:
-            with nullcontext() if stop is None else stop.at_once(trainer), ema_weights(trainer, pl_module):
+            with ema_weights(trainer, pl_module):
                 self.gains = calibrate_presets(
-                    denoise, module.schedule, images.to(module.device), seed=self.seed, batch=at_once
-                )
+                    pl_module.denoiser, pl_module.schedule, images.to(pl_module.device), seed=self.seed,
+                    batch=batch_size,
+                )  # fmt: skip
             self.calibrated_at = trainer.global_step
-        except RuntimeError as error:  # stopped, or out of memory: what was trained must still be saved
+        except RuntimeError as error:  # out of memory, say: what was trained must still be saved
             warnings.warn(
-                f"the presets were not calibrated ({str(error).partition(chr(10))[0]:.200}); "
-                "python -m ilvr_lightning.pretrained export --calibrate does it later",
+                f"the presets were not calibrated ({first_line(error)}); "
+                "python -m ilvr_lightning.checkpoints export --calibrate does it later",
                 stacklevel=2,
             )

@@ -1,84 +1,136 @@
-"""ILVRGrid, the one maker of grids, in training and for sample.py."""
+"""ILVRGrid: grids of reference-conditioned samples, during training and over what sample.py has sampled."""
 
 import functools
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from ilvr_lightning.atomic import write_atomically
+from ilvr_lightning.config.schema import Config
 from ilvr_lightning.data.images import Pixels, from_tensor
 from ilvr_lightning.data.references import Reference, masks_of
+from ilvr_lightning.diffusion.denoiser import Denoise
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
-from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, SamplingPlan
-from ilvr_lightning.training.ema import ema_weights, is_optimizer_step, sampling_batch_size
-from ilvr_lightning.training.events import Events
-from ilvr_lightning.visual.grids import Column, draw_grid, reference_columns
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.schedule import NoiseSchedule
+from ilvr_lightning.runtime.signals import is_optimizer_step
+from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
+from ilvr_lightning.visual.grids import Column, GridSource, draw_grid, reference_columns
+
+MAX_BATCH = 32
+"""The most images that a rank samples at once for a grid."""
+
+
+@runtime_checkable
+class Steerable(Protocol):
+    """What ILVRGrid needs of a LightningModule."""
+
+    @property
+    def denoiser(self) -> Denoise:
+        """A callable (x, t) -> Prediction, x (B, C, H, W) and t (B,) in 1..T, on the module's device."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule that the denoiser was trained with."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One sample of a grid."""
+
+    row: int
+    factor: int | None
+    """N, or None for an unconditional sample."""
+    sample: int
 
 
 class ILVRGrid(Callback):
-    """The one maker of grids: reference, its low-pass image, samples a factor, unconditional samples.
+    """Draws references, their low-pass images, samples at several factors, and unconditional samples.
 
-    Works on any LightningModule that offers a `denoiser` and a `schedule`. In fitting it samples with the average of
-    the weights, with the same noise each time, the work shared over the ranks; in predicting it lays out what a data
-    module with `grids()` says was made.
+    It works in any Trainer with any LightningModule that has a `denoiser` and a `schedule` (see Steerable). It samples
+    with the average of the weights where EMA is among the callbacks, with the same noise each time, and shares the work
+    over the ranks. A grid goes into a PNG and to TensorBoard.
 
     Args:
-        references: fitted pictures; empty in predicting.
-        plan: how to sample.
-        factors: a group of columns each.
-        samples: of each reference and factor.
+        references: References, or images (B, C, H, W) in [-1, 1].
+        plan: the sampling settings; by default those of the preset "fast".
+        factors: low-pass factors N; each has a group of columns.
+        samples: samples per reference and factor.
         folder: where the PNGs go.
         seed: of the noise.
-        every_n_epochs: 0 draws none at epochs.
-        every_n_steps: 0 draws none at steps.
-        batch_size: the global batch of training, which says how many pictures fit at once.
+        every_n_epochs: epochs between grids; 0 draws none at the end of epochs.
+        every_n_steps: steps between grids; 0 draws none within epochs.
+        batch_size: the global batch of training, which tells how many images fit into memory.
     """
 
     def __init__(
         self,
-        references: Sequence[Reference] = (),
+        references: Sequence[Reference] | Tensor = (),
         plan: SamplingPlan | None = None,
         *,
-        factors: Sequence[int] = (),
+        factors: Sequence[int] = (4, 8, 16),
         samples: int = 2,
-        folder: Path = Path("grids"),
+        folder: str | Path = "grids",
         seed: int = 0,
         every_n_epochs: int = 1,
         every_n_steps: int = 0,
         batch_size: int = 32,
     ) -> None:
-        self.references = list(references)
-        self.plan = plan or SamplingPlan.preset(DEFAULT_PRESET)
+        self.references = _as_references(references)
+        self.plan = plan or SamplingPlan()
         self.factors = list(factors)
         self.samples = samples
-        self.folder = folder
+        self.folder = Path(folder)
         self.seed = seed
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.batch_size = batch_size
+        self._source: GridSource | None = None
         self._drawn_step = -1
+
+    @classmethod
+    def of_config(cls, config: Config, references: Sequence[Reference], folder: Path) -> "ILVRGrid":
+        """The callback for train.py, by the settings grid.* and sampling.*."""
+        return cls(
+            references,
+            config.grid_plan,
+            factors=config.grid.factors,
+            samples=config.grid.samples,
+            folder=folder,
+            seed=config.seed,
+            every_n_epochs=config.grid.every_n_epochs,
+            every_n_steps=config.grid.every_n_steps,
+            batch_size=config.data.batch_size,
+        )
+
+    @classmethod
+    def of_samples(cls, source: GridSource) -> "ILVRGrid":
+        """The callback for Trainer.predict: at its end it draws the grids of the samples, shared over the ranks."""
+        grid = cls()
+        grid._source = source
+        return grid
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn_step": self._drawn_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._drawn_step = state_dict["drawn_step"]
+        # Lightning calls the end of an epoch again when a run by steps resumes from it.
+        self._drawn_step = state_dict.get("drawn_step", -1)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the grid that the run was stopped at."""
-        n, step = self.every_n_steps, trainer.global_step
-        if n and step and step % n == 0:
-            self._draw(trainer, pl_module)
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._source is not None:
+            for grid in list(self._source.grids())[trainer.global_rank :: trainer.world_size]:
+                grid.draw()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,103 +143,95 @@ class ILVRGrid(Callback):
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._draw(trainer, pl_module)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        grids = list(trainer.datamodule.grids())  # type: ignore[attr-defined]
-        for grid in grids[trainer.global_rank :: trainer.world_size]:
-            grid.draw()
-
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.references or trainer.global_step == self._drawn_step:
             return
         with ema_weights(trainer, pl_module) as averaged:
-            tiles = self._sample(trainer, pl_module)
+            pixels = self._sample(trainer, pl_module)
         if trainer.is_global_zero:
-            self._write(trainer, tiles, "EMA" if averaged else "raw weights")
+            self._write(trainer, pixels, "EMA weights" if averaged else "raw weights")
         self._drawn_step = trainer.global_step
 
-    def _file(self, step: int) -> Path:
-        return self.folder / f"step_{step:07d}.png"
+    def _tiles(self) -> list[Tile]:
+        """Every sample, those that follow a reference first."""
+        rows, samples = range(len(self.references)), range(self.samples)
+        tiles = [Tile(row, factor, sample) for row in rows for factor in self.factors for sample in samples]
+        return tiles + [Tile(row, None, sample) for row in rows for sample in samples]
 
-    def _jobs(self) -> list[tuple[int, int | None, int]]:
-        """(reference, factor or None for unconditional, sample), in the order of the grid."""
-        jobs: list[tuple[int, int | None, int]] = []
-        for row in range(len(self.references)):
-            for factor in (*self.factors, None):
-                jobs += [(row, factor, sample) for sample in range(self.samples)]
-        return jobs
-
-    def _sample(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[tuple[int, int | None, int], Pixels]:
-        jobs = self._jobs()
-        mine = jobs[trainer.global_rank :: trainer.world_size]
+    def _sample(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[Tile, Pixels]:
+        """Sample this rank's share of the tiles and gather the others'."""
+        tiles = self._tiles()
+        own = tiles[trainer.global_rank :: trainer.world_size]
+        share = -(-len(tiles) // trainer.world_size)
         shape = tuple(self.references[0].tensor.shape)
-        count = -(-len(jobs) // trainer.world_size)
-        pixels = torch.zeros((count, *shape), dtype=torch.uint8, device=pl_module.device)
-        at_once = sampling_batch_size(trainer, self.batch_size, 32)
+        pixels = torch.zeros((share, *shape), dtype=torch.uint8, device=pl_module.device)
+        at_once = sampling_batch_size(trainer, self.batch_size, MAX_BATCH)
         done = 0
-        for conditioned in (True, False):
-            group = [job for job in mine if (job[1] is not None) == conditioned]
-            for start in range(0, len(group), at_once):
-                images = self._generate(pl_module, group[start : start + at_once], shape)
-                pixels[done : done + len(images)] = torch.from_numpy(np.moveaxis(from_tensor(images), -1, -3)).to(
-                    pixels
-                )
-                done += len(images)
-        gathered = pixels
-        if trainer.world_size > 1:
-            stacked = pl_module.all_gather(pixels)
-            assert isinstance(stacked, Tensor)
-            gathered = stacked.flatten(0, 1)
-        tiles: dict[tuple[int, int | None, int], Pixels] = {}
-        for rank in range(trainer.world_size):
-            theirs = jobs[rank :: trainer.world_size]
-            ordered = [j for j in theirs if j[1] is not None] + [j for j in theirs if j[1] is None]
-            for place, job in enumerate(ordered):
-                tiles[job] = np.moveaxis(gathered[rank * count + place].cpu().numpy(), 0, -1)
-        return tiles
+        for batch in _batches(own, at_once):
+            images = from_tensor(self._generate(pl_module, batch, shape))
+            pixels[done : done + len(batch)] = torch.from_numpy(np.moveaxis(images, -1, -3)).to(pixels)
+            done += len(batch)
+        gathered = pl_module.all_gather(pixels) if trainer.world_size > 1 else pixels[None]
+        assert isinstance(gathered, Tensor)
+        arrays = np.moveaxis(gathered.cpu().numpy(), -3, -1)
+        return {
+            tile: arrays[rank, place]
+            for rank in range(trainer.world_size)
+            for place, tile in enumerate(tiles[rank :: trainer.world_size])
+        }
 
-    def _generate(
-        self, pl_module: pl.LightningModule, jobs: list[tuple[int, int | None, int]], shape: tuple[int, ...]
-    ) -> Tensor:
-        factors = tuple(f for _, f, _ in jobs if f is not None)
-        references = [self.references[row] for row, *_ in jobs]
-        reference = torch.stack([r.tensor for r in references]) if factors else None
+    def _generate(self, pl_module: pl.LightningModule, tiles: Sequence[Tile], shape: tuple[int, ...]) -> Tensor:
+        """(B, C, H, W) samples of tiles that all follow a reference, or all follow none."""
+        if not isinstance(pl_module, Steerable):
+            raise TypeError(
+                f"ILVRGrid needs a module with a denoiser and a schedule: {type(pl_module).__name__} has not"
+            )
+        factors = tuple(tile.factor for tile in tiles if tile.factor is not None)
+        references = [self.references[tile.row] for tile in tiles] if factors else []
         seeds = [
-            image_seed(self.seed, self.references[row].sha256, k)
-            if factor is not None
-            else image_seed(self.seed, None, row * self.samples + k)
-            for row, factor, k in jobs
+            image_seed(self.seed, self.references[tile.row].sha256, tile.sample)
+            if factors
+            else image_seed(self.seed, None, tile.row * self.samples + tile.sample)
+            for tile in tiles
         ]
         return generate(
-            pl_module.denoiser,  # type: ignore[arg-type]
-            pl_module.schedule,  # type: ignore[arg-type]
+            pl_module.denoiser,
+            pl_module.schedule,
             replace(self.plan, factor=factors) if factors else self.plan,
             seeds=seeds,
             shape=(shape[0], shape[1], shape[2]),
-            reference=reference,
-            mask=masks_of(references) if factors else None,
+            reference=torch.stack([r.tensor for r in references]) if references else None,
+            mask=masks_of(references) if references else None,
             device=pl_module.device,
         )
 
-    def _write(self, trainer: pl.Trainer, tiles: dict[tuple[int, int | None, int], Pixels], weights: str) -> None:
-        rows, ks = range(len(self.references)), range(self.samples)
+    def _write(self, trainer: pl.Trainer, pixels: dict[Tile, Pixels], weights: str) -> None:
+        step, rows, samples = trainer.global_step, range(len(self.references)), range(self.samples)
         columns = reference_columns(
-            self.references, self.factors, self.plan, lambda row, factor: [tiles[row, factor, k] for k in ks]
+            self.references, self.factors, self.plan, lambda row, n: [pixels[Tile(row, n, k)] for k in samples]
         )
-        unconditional = [[tiles[r, None, k] for k in ks] for r in rows]
+        unconditional = [[pixels[Tile(row, None, k)] for k in samples] for row in rows]
         columns.append(Column(label="unconditional", rows=unconditional))
-        title = f"step {trainer.global_step}, {weights}, {self.plan.sampler} {self.plan.num_steps} steps"
-        sheet = draw_grid(columns, title)
-        file, logger = self._file(trainer.global_step), trainer.logger
-        with logger.surviving(file.name) if isinstance(logger, Events) else nullcontext():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, functools.partial(sheet.save, format="PNG"), durable=True)
-        if isinstance(trainer.logger, Events):
-            step = trainer.global_step
-            free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]
-            trainer.logger.write(
-                lambda writer: writer.add_image("ilvr/grid", np.asarray(sheet), step, dataformats="HWC")
-            )
-            trainer.logger.write(
-                lambda writer: writer.add_image("samples/unconditional", make_grid(free, nrow=8), step)
-            )
-            trainer.logger.save()
+        image = draw_grid(columns, f"step {step}, {weights}, {self.plan.sampler}, {self.plan.num_steps} steps")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step_{step:07d}.png"
+        write_atomically(path, functools.partial(image.save, format="PNG"), durable=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]
+                logger.experiment.add_image("ilvr/grid", np.asarray(image), step, dataformats="HWC")
+                logger.experiment.add_image("samples/unconditional", make_grid(free, nrow=8), step)
+                logger.save()
+
+
+def _batches(tiles: Sequence[Tile], size: int) -> Iterable[Sequence[Tile]]:
+    """Tiles in batches, those that follow a reference apart from the others."""
+    for conditioned in (True, False):
+        group = [tile for tile in tiles if (tile.factor is not None) == conditioned]
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _as_references(references: Sequence[Reference] | Tensor) -> list[Reference]:
+    if not isinstance(references, Tensor):
+        return list(references)
+    return [Reference(name=f"reference_{i}", pixels=pixels) for i, pixels in enumerate(from_tensor(references))]

@@ -1,118 +1,178 @@
-"""Run folders: <root>/<config name>/<run name>/{config.yaml, checkpoints, grids}, over all ranks and restarts."""
+"""RunFolder: where a run's files lie, which checkpoint it resumes, its logger, and what it prints."""
 
 import os
-import re
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ilvr_lightning.checkpoints.find import _newest_first, newest_checkpoint
+import lightning.pytorch as pl
+
+from ilvr_lightning.atomic import check_writable, remove_partials, write_atomically
+from ilvr_lightning.checkpoints.files import is_intact
+from ilvr_lightning.checkpoints.find import checkpoints_below, newest_checkpoint
+from ilvr_lightning.checkpoints.load import read_run_config
+from ilvr_lightning.config.load import to_yaml
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.command import say
+from ilvr_lightning.data.datamodule import ImageDataModule
+from ilvr_lightning.errors import UserError, first_line
+from ilvr_lightning.runtime.command import (
+    PEER_LOST_PATTERN,
+    is_out_of_memory,
+    launched_by_lightning,
+    process_rank,
+    say,
+)
 from ilvr_lightning.runtime.hardware import training_precision
+from ilvr_lightning.training.checkpointing import AtomicCheckpointIO
+from ilvr_lightning.training.log import RunLogger
+from ilvr_lightning.training.module import DDPM
+
+RESUME_VARIABLE = "ILVR_RESUME"
+"""Tells the ranks that Lightning launches which checkpoint the first rank has chosen."""
 
 
-def resolve_precision(config: Config, before: Config | None) -> Config:
-    """A run's configuration with its trainer.precision: the one given, else the one that it began in, else the fastest.
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """<trainer.default_root_dir>/<name>/<run.name>/{config.yaml, checkpoints, grids, events...}."""
 
-    Args:
-        config: as asked for.
-        before: of the checkpoint that is resumed.
-    """
-    if config.trainer.get("precision") is not None:
-        return config
-    begun = None if before is None else before.trainer.get("precision", "32-true")
-    fastest = training_precision(str(config.trainer.get("accelerator", "auto")))
-    return replace(config, trainer={**config.trainer, "precision": begun or fastest})
+    config: Config
+    """As asked for, with trainer.precision filled in."""
+    folder: Path
+    resume_from: Path | None
+    """The checkpoint to resume, or None."""
+    resumed_step: int | None
+    """Its step."""
+
+    @classmethod
+    def open(cls, config: Config) -> "RunFolder":
+        """The folder of a new run, or of the one to resume, with the precision that it began in.
+
+        Raises:
+            UserError: the checkpoint to resume is missing, or the folder holds another run or cannot be written.
+        """
+        checkpoint = _checkpoint_to_resume(config)
+        before, step = read_run_config(checkpoint) if checkpoint else (None, None)
+        if checkpoint is not None:
+            say(f"resume       {checkpoint}, step {step}")
+        run = cls(
+            config=_with_precision(config, before),
+            folder=_folder_of(config, checkpoint),
+            resume_from=checkpoint,
+            resumed_step=step,
+        )
+        if process_rank() == 0:  # the other ranks write nothing
+            check_writable(run.root, "trainer.default_root_dir")
+        return run
+
+    @property
+    def root(self) -> Path:
+        """The folder of all runs."""
+        return Path(self.config.trainer.default_root_dir)
+
+    def logger(self) -> RunLogger:
+        """TensorBoard in this folder."""
+        return RunLogger(self.folder, self.resumed_step)
+
+    def plugins(self) -> list[AtomicCheckpointIO]:
+        """How checkpoints are written: each is complete or not there."""
+        return [AtomicCheckpointIO()]
+
+    def begin(self, trainer: pl.Trainer, data: ImageDataModule, model: DDPM) -> None:
+        """On the first rank: write config.yaml, remove what a killed run left half-written, and print a summary."""
+        if not trainer.is_global_zero:
+            return
+        check_writable(self.folder / "checkpoints", "trainer.default_root_dir")
+        config = to_yaml(replace(self.config, resume=None, init_from=None).plain())
+        write_atomically(self.folder / "config.yaml", lambda partial: partial.write_text(config), durable=True)
+        remove_partials(self.folder)
+        height, width = self.config.data.size
+        print(
+            f"data         {self.config.data.path}: {data.counts}, {height}x{width} px\n"
+            f"network      {sum(p.numel() for p in model.network.parameters()):,} parameters\n"
+            f"devices      {trainer.world_size} ({trainer.strategy.root_device.type}), "
+            f"global batch {self.config.data.batch_size}, precision {trainer.precision}\n"
+            f"run          {self.folder}\n"
+            f"tensorboard  tensorboard --logdir {self.folder} --samples_per_plugin images=1000",
+            flush=True,
+        )
+
+    @contextmanager
+    def explaining_errors(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Around the training: turn an error that a damaged checkpoint causes into one line.
+
+        Raises:
+            UserError: the run resumes a checkpoint, and failed before its first step.
+        """
+        try:
+            yield
+        except Exception as error:
+            if trainer.global_step > (self.resumed_step or 0):
+                say("")  # ends the line of the progress bar
+            elif self.resume_from is not None and not (
+                isinstance(error, UserError | FloatingPointError | OSError)
+                or is_out_of_memory(error)
+                or PEER_LOST_PATTERN.search(str(error))
+            ):
+                what = f"{type(error).__name__}: {first_line(error)}"
+                raise UserError(
+                    f"resume={self.resume_from}: its training state is damaged or does not fit the settings ({what}); "
+                    "give an earlier checkpoint, or init_from= to take its weights alone"
+                ) from None
+            raise
+
+    def summary(self, trainer: pl.Trainer) -> str:
+        """The last lines of a run: its step, its loss, and how to sample."""
+        loss = trainer.callback_metrics.get("val/loss")
+        result = "not validated" if loss is None else f"val/loss {float(loss):.4f}"
+        if trainer.global_step == self.resumed_step:
+            result = "nothing was left to do"
+        command = f"python sample.py --ref IMAGE --ckpt {self.folder / 'checkpoints' / 'last.ckpt'}"
+        return f"done         step {trainer.global_step}, {result}\nsample       {command}"
 
 
-SEVERAL = ("WORLD_SIZE", "SLURM_NTASKS")
-"""What tells of several processes that Lightning did not start."""
+def _with_precision(config: Config, before: Config | None) -> Config:
+    """trainer.precision as it was given, else as the resumed run had it, else the fastest."""
+    precision = config.trainer.precision
+    if precision is None and before is not None:
+        precision = before.trainer.precision or "32-true"  # earlier versions knew no other default
+    precision = precision or training_precision(config.trainer.accelerator)
+    return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
-def root_of(config: Config) -> Path:
-    """The folder of all runs."""
-    return Path(str(config.trainer.get("default_root_dir", "runs")))
-
-
-def run_folder(config: Config, name: str, resume: Path | None) -> Path:
-    """This run's folder: the one that run.name names, the resumed run's own, its SLURM job's, or a new one by the time.
-
-    Raises:
-        UserError: run.name names a folder that holds a run, and nothing says that it is to go on.
-    """
-    known = run_name(config)
-    if known is not None:
-        folder = root_of(config) / name / known
-        if resume is None and (folder / "checkpoints" / "last.ckpt").exists():
-            raise UserError(f"run.name={known}: {folder} holds a run; give another name, or resume=auto")
-        return folder
-    if resume is not None and resume.parent.name == "checkpoints":
-        return resume.parent.parent
-    root = root_of(config) / name
-    return root / agreed("run.name", lambda: _fresh(root), config)
-
-
-def run_name(config: Config) -> str | None:
-    """The name that is known before the run starts; a SLURM job keeps its own when it is requeued."""
+def _known_name(config: Config) -> str | None:
+    """The name of the run's folder where it is known before the run starts; a requeued SLURM job keeps its own."""
     if config.run.name is not None:
         return config.run.name
     job = os.environ.get("SLURM_JOB_ID", "")
     return f"slurm_{job}" if job.isdecimal() and "SLURM_PROCID" in os.environ else None
 
 
-def agreed(what: str, choose: Callable[[], str], config: Config) -> str:
-    """What the first process of a run chooses, on all of them.
-
-    Lightning's launcher starts the script again for each process and hands down the environment; torchrun's processes
-    meet at the store that its agent keeps.
-
-    Raises:
-        UserError: there are several, and nowhere to meet.
-    """
-    key = "ILVR_" + re.sub(r"\W", "_", what).upper()
-    if key in os.environ:
-        return os.environ[key]
-    outside = max(config.trainer.get("num_nodes") or 1, *(int(os.environ.get(n, "1")) for n in SEVERAL)) > 1
-    if not outside:
-        chosen = choose()
-    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=600))
-        entry = f"{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        if os.environ.get("RANK") == "0":
-            store.set(entry, choose())
-        chosen = store.get(entry).decode()
-    else:
-        raise UserError(
-            f"{what}: processes that were started apart have nowhere to agree on it; give {what.partition('=')[0]}"
-        )
-    os.environ[key] = chosen
-    return chosen
+def _folder_of(config: Config, checkpoint: Path | None) -> Path:
+    root = Path(config.trainer.default_root_dir) / config.name
+    name = _known_name(config)
+    if name is not None:
+        if checkpoint is None and (root / name / "checkpoints" / "last.ckpt").exists():
+            raise UserError(f"run.name={name}: {root / name} holds a run; give another name, or resume=auto")
+        return root / name
+    if checkpoint is not None and checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent
+    return root / _timestamped_name(root)
 
 
-def forget_agreements() -> None:
-    """Another run in this process chooses anew."""
-    for key in [key for key in os.environ if key.startswith("ILVR_")]:
-        del os.environ[key]
-
-
-def _fresh(root: Path) -> str:
-    stem = fresh = time.strftime("%Y-%m-%d_%H-%M-%S")
+def _timestamped_name(root: Path) -> str:
+    """The time, with a number if a run began in the same second. Only the first rank's choice is used."""
+    stem = name = time.strftime("%Y-%m-%d_%H-%M-%S")
     number = 1
-    while (root / fresh).exists():
+    while (root / name).exists():
         number += 1
-        fresh = f"{stem}_{number}"
-    return fresh
+        name = f"{stem}_{number}"
+    return name
 
 
-def resume_checkpoint(config: Config, name: str) -> Path | None:
-    """The checkpoint that `resume` names; for auto the newest that is whole, of this run if its name is known.
+def _checkpoint_to_resume(config: Config) -> Path | None:
+    """The checkpoint that `resume` names; for auto the newest intact one, of this run if its name is known.
 
     Raises:
         UserError: it is missing, or auto finds none and the run has no name to start under.
@@ -123,37 +183,31 @@ def resume_checkpoint(config: Config, name: str) -> Path | None:
         path = Path(config.resume)
         if not path.is_file():
             newest = newest_checkpoint(path) if path.is_dir() else None
-            raise UserError(
-                f"resume={config.resume}: there is no such checkpoint; give "
-                + ("a .ckpt file, or auto" if newest is None else f"the newest in that folder, {newest}")
-            )
+            instead = "a .ckpt file, or auto" if newest is None else f"the newest in that folder, {newest}"
+            raise UserError(f"resume={config.resume}: there is no such checkpoint; give {instead}")
         return path
-    known = run_name(config)
-    root = root_of(config) / name / (known or "")
-    if known is not None:
-        found = newest_intact_checkpoint(root)
-    else:  # another run may save meanwhile
-        found = (
-            Path(chosen)
-            if (chosen := agreed("resume", lambda: str(newest_intact_checkpoint(root) or ""), config))
-            else None
-        )
-    if found is None and known is None:
-        forget_agreements()
+    if launched_by_lightning() and process_rank():
+        chosen = os.environ.get(RESUME_VARIABLE, "")
+        return Path(chosen) if chosen else None
+    name = _known_name(config)
+    if name is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("resume=auto: processes that torchrun starts must agree on the run; give run.name=NAME")
+    root = Path(config.trainer.default_root_dir) / config.name / (name or "")
+    found = _newest_intact_checkpoint(root)
+    os.environ[RESUME_VARIABLE] = str(found or "")
+    if found is None and name is None:
         raise UserError(f"resume=auto: there is no checkpoint under {root}; leave resume out to start a run")
     if found is None:
-        say(f"resume       auto: {root} has no checkpoint yet, the run starts")
+        say(f"resume       auto: {root} has no checkpoint yet, so the run starts from the beginning")
     return found
 
 
-def newest_intact_checkpoint(root: Path) -> Path | None:
-    """The newest run's last.ckpt under a folder, its best.ckpt where that does not read back whole, and so on."""
-    from ilvr_lightning.training.checkpointing import is_intact
-
-    folders = dict.fromkeys(path.parent for path in _newest_first(root, "checkpoints/*.ckpt"))
+def _newest_intact_checkpoint(root: Path) -> Path | None:
+    """The newest run's last.ckpt, or its best.ckpt if that one is damaged, then the next run's, and so on."""
+    folders = dict.fromkeys(path.parent for path in checkpoints_below(root, "*.ckpt"))
     for path in (folder / name for folder in folders for name in ("last.ckpt", "best.ckpt")):
         if is_intact(path):
             return path
         if path.exists():
-            say(f"resume       auto: {path} is damaged; an earlier one is taken")
+            say(f"resume       auto: {path} is damaged, so an earlier one is taken")
     return None

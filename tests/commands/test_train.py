@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train
-from ilvr_lightning.config.load import all_keys
+from ilvr_lightning.config.describe import FIRST_KEYS, all_keys
 from tests.support import cli
 
 refused = functools.partial(cli.refused, train.main)
@@ -18,9 +18,9 @@ refused = functools.partial(cli.refused, train.main)
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optim.learning_rate=1", "unknown key optim.learning_rate: did you mean"),
-        ("optim.lrr=1", "unknown key optim.lrr: did you mean optim.lr?"),
-        ("trainer.device=2", "unknown key trainer.device: did you mean trainer.devices?"),
+        ("optim.learning_rate=1", "unknown key optim.learning_rate; did you mean optim.lr?"),
+        ("optim.lrr=1", "unknown key optim.lrr; did you mean optim.lr?"),
+        ("trainer.device=2", "unknown key trainer.device; did you mean trainer.devices?"),
         ("optim.lr=fast", "optim.lr"),
         ("data.batch_size=1.5", "data.batch_size"),
         ("data.flip=perhaps", "data.flip"),
@@ -42,21 +42,22 @@ refused = functools.partial(cli.refused, train.main)
         ("sampling.condition_to=-1", "sampling.condition_to must be at least 0: got -1"),
         ("resume=/no/such.ckpt", "resume=/no/such.ckpt: there is no such checkpoint"),
         ("init_from=/no/such.ckpt", "/no/such.ckpt"),
-        ("trainer.accelerator=gpu", "trainer.*"),
+        ("trainer.accelerator=gpu", "invalid trainer.* setting"),
         ("trainer.precision=8", "precision"),
         ("trainer.max_epochs=many", "max_epochs"),
-        ("lr", "neither a recipe (CONFIG.yaml) nor key=value without spaces; see --help"),
+        ("lr", "neither a config (CONFIG.yaml) nor key=value without spaces; see --help"),
         ("toon32", "did you mean configs/toon32.yaml?"),
-        ("run.name=${oc.env:HOME}", "run.name may refer to other keys alone"),
-        ("run.name=../escape", "run.name must be one plain folder name: got '../escape'"),
-        ("trainer.default_root_dir=null", "trainer.default_root_dir must be a folder's name"),
+        ("run.name=${oc.env:HOME}", "run.name must be a plain value"),
+        ("run.name=../escape", "run.name must be the name of one folder: got '../escape'"),
+        ("trainer.default_root_dir=null", "trainer.default_root_dir"),
         ("seed=99999999999", "seed must be from 0 to 4294967295: got 99999999999"),
-        ("data.image_size=1000000", "data.image_size must be one whole number from 1 to 8192"),
+        ("data.image_size=1000000", "data.image_size must be one integer from 1 to 8192"),
         ("model.attention_resolutions=[3]", "model.attention_resolutions must be heights of the levels, 8: got 3"),
         ("optim.betas=[0.9]", "optim.betas: TupleConfig length 1"),
-        ("trainer.val_check_interval=1000", "the Trainer refuses its settings (trainer.*)"),
-        ("trainer.detect_anomaly=null", "trainer.detect_anomaly must be true or false: got None"),
-        ("trainer.enable_progress_bar=maybe", "trainer.enable_progress_bar must be true or false: got 'maybe'"),
+        ("trainer.detect_anomaly=null", "trainer.detect_anomaly"),
+        ("trainer.enable_progress_bar=maybe", "trainer.enable_progress_bar"),
+        ("trainer.strategy=nothing", "invalid trainer.* setting"),
+        ("trainer.devices=99", "trainer.devices=99: this machine has"),
     ],
 )  # fmt: skip
 def test_bad_setting(
@@ -73,7 +74,7 @@ def test_range_reversed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no recipe nothing.yaml" in refused(capsys, "nothing.yaml")
+    assert "there is no config nothing.yaml" in refused(capsys, "nothing.yaml")
 
 
 def test_recipe_that_is_no_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +111,7 @@ def test_refused_before_there_is_a_folder(
     assert not list(tmp_path.glob("runs/tiny/*"))
 
 
-def test_what_it_goes_on_from_is_said(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_resumes_is_printed(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = trained / "checkpoints" / "last.ckpt"
     assert train.main([str(recipe), "trainer.max_epochs=2", f"resume={path}"]) == 0
     out = capsys.readouterr().out
@@ -168,9 +169,10 @@ def test_checkpoint_that_is_none(
 
 def test_checkpoint_of_another_network(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = trained / "checkpoints" / "last.ckpt"
-    for key in ("init_from", "resume"):
-        error = refused(capsys, str(recipe), f"{key}={path}", "model.channels=16", "run.name=other_network")
-        assert "does not fit the network" in error
+    error = refused(capsys, str(recipe), f"init_from={path}", "model.channels=16", "run.name=other_network")
+    assert "does not fit the network" in error
+    error = refused(capsys, str(recipe), f"resume={path}", "model.channels=16", "run.name=other_network")
+    assert f"resume={path}: its training state is damaged or does not fit the settings" in error
 
 
 def test_weights_that_overflow(recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,16 +180,21 @@ def test_weights_that_overflow(recipe: Path, trained: Path, tmp_path: Path, caps
     state["state_dict"] = {name: value * 1e30 for name, value in state["state_dict"].items()}
     torch.save(state, tmp_path / "large.ckpt")
     error = refused(capsys, str(recipe), f"init_from={tmp_path / 'large.ckpt'}", "run.name=overflows")
-    assert "large.ckpt: with its weights the loss is not finite before any training" in error
+    assert "large.ckpt: the loss is not finite with its weights, before any training" in error
 
 
-def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--help"]) == 0
+def test_help_lists_the_first_keys_and_help_all_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help-all"]) == 0
     text = capsys.readouterr().out
     keys = list(all_keys())
     assert len(keys) > 60
     assert [key for key in keys if f"\n  {key}=" not in text] == []
-    assert "optim.lr=0.0001\n      Learning rate after the warm-up. (number)" in text
+    assert "optim.lr=0.001\n      Learning rate after the warm-up. (number)" in text
+    assert "run.name=null\n" in text
+    assert train.main(["--help"]) == 0
+    short = capsys.readouterr().out
+    assert [key for key in keys if f"\n  {key}=" in short] == [key for key in keys if key in FIRST_KEYS]
+    assert set(FIRST_KEYS) <= set(keys)
 
 
 def test_print_config_can_be_read_again(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +215,7 @@ def test_first_lines(recipe: Path, images: Path, capsys: pytest.CaptureFixture[s
         "network      12,203 parameters",
         "devices      1 (cpu), global batch 4",
         f"run          {folder}",
-        f"watch        tensorboard --logdir {folder}",
+        f"tensorboard  tensorboard --logdir {folder}",
     ):
         assert line in out
 

@@ -213,7 +213,7 @@ class Denoiser(pl.LightningModule):
 
 def test_keyword_arguments_are_fields_of_the_configuration(tmp_path: Path) -> None:
     data = ImageDataModule(path="images", image_size=(48, 64), batch_size=16)
-    assert (data.config.path, data.config.size, data.config.global_batch) == ("images", (48, 64), 16)
+    assert (data.config.path, data.config.size, data.config.batch_size) == ("images", (48, 64), 16)
     changed = ImageDataModule(config(tmp_path, channels=1), batch_size=16, seed=5)
     assert (changed.config.path, changed.config.channels, changed.seed) == (str(tmp_path), 1, 5)
     assert ImageDataModule(config(tmp_path)).config == config(tmp_path)

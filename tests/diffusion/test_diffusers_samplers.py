@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.generate import generate_steps
-from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from tests.support.oracles import RecordedNoise
+from tests.support.oracles import RecordedNoise, make_plan
 
 SHAPE = (2, 3, 4, 4)
 X_T = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
@@ -48,7 +47,7 @@ def ours(timesteps: list[int], schedule: str = "linear", learned: bool = False, 
     generator = torch.Generator().manual_seed(1)
     noise = RecordedNoise({"sampler": [torch.randn(SHAPE, generator=generator) for _ in timesteps]})
     denoise = Denoiser(Network(learned), SCHEDULES[schedule], plan.pop("prediction", "eps"))
-    settings = SamplingPlan(timesteps=tuple(timesteps), **plan)
+    settings = make_plan(timesteps=tuple(timesteps), **plan)
     states = generate_steps(denoise, denoise.schedule, settings, seeds=[0, 1], shape=SHAPE[1:], x_T=X_T, noise=noise)
     return [state.x for state in states]
 

@@ -42,7 +42,7 @@ def sampled(mask: Tensor | None, count: int = 1, **changes: object) -> Tensor:
 def test_weights_of_one_are_the_filter(kernel: str, orthogonal: bool) -> None:
     x = torch.randn((3, 2, 16, 32), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     low_pass = LowPassFilter((16, 32), (2, 4, 8), kernel, orthogonal)
-    ones = low_pass.coarse(torch.ones(1, 1, 16, 32))
+    ones = low_pass.cell_means(torch.ones(1, 1, 16, 32))
     torch.testing.assert_close(low_pass.weighted(x, ones), low_pass(x), rtol=0, atol=1e-12)
     torch.testing.assert_close(low_pass.weighted(x, 0 * ones), 0 * x, rtol=0, atol=0)
     assert [int((ones[i] == 1).sum()) for i in range(3)] == [8 * 16, 4 * 8, 2 * 4]
@@ -51,7 +51,7 @@ def test_weights_of_one_are_the_filter(kernel: str, orthogonal: bool) -> None:
 def test_coarse_mask_is_the_mean_of_cells() -> None:
     mask = torch.rand((2, 1, 8, 12), generator=torch.Generator().manual_seed(0))
     expected = mask.double().reshape(2, 1, 2, 4, 3, 4).mean((3, 5))
-    torch.testing.assert_close(LowPassFilter((8, 12), 4).coarse(mask), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(LowPassFilter((8, 12), 4).cell_means(mask), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -116,7 +116,7 @@ def test_wrong_mask(mask: Tensor, message: str) -> None:
 
 
 def test_mask_and_start_from() -> None:
-    with pytest.raises(ValueError, match=r"sampling\.start_from begins from the whole reference"):
+    with pytest.raises(ValueError, match=r"sampling\.start_from cannot be combined with a mask"):
         sampled(torch.ones(1, 1, 32, 32), start_from=500)
 
 
@@ -162,7 +162,7 @@ def test_clipping_alone_breaks_the_low_band() -> None:
 
 
 def test_what_does_not_come_together_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gamut, "MOST_ROUNDS", 0)
+    monkeypatch.setattr(gamut, "MAX_ITERATIONS", 0)
     y = to_tensor(from_tensor(torch.full((1, 1, 16, 16), 0.9)))
     x = y + torch.randn((1, 1, 16, 16), generator=torch.Generator().manual_seed(0))
     made = project_to_low_band(x, y, 4)
@@ -201,10 +201,10 @@ def test_exact_low_band_of_a_run(preset: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kernel": "ideal"}, "sampling.exact_low_band is of a kernel that downsamples: got sampling.kernel=ideal"),
+        ({"kernel": "ideal"}, "sampling.exact_low_band needs a kernel that downsamples: got sampling.kernel=ideal"),
         (
             {"condition_to": 5},
-            "sampling.exact_low_band holds the reference to the end; give ranges that end at 0",
+            "sampling.exact_low_band keeps the reference to the end and needs ranges that end at 0",
         ),
     ],
 )
@@ -225,4 +225,4 @@ def test_what_has_no_low_band_to_keep() -> None:
 
 def test_mask_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"the low-pass filter is for images of \(16, 32\): got \(32, 32\)"):
-        LowPassFilter((16, 32), 4).coarse(torch.ones(1, 1, 32, 32))
+        LowPassFilter((16, 32), 4).cell_means(torch.ones(1, 1, 32, 32))

@@ -125,7 +125,7 @@ def test_given_x_T_replaces_the_seeds_own() -> None:  # noqa: N802
 
 
 def test_seeds_and_batch_must_agree() -> None:
-    with pytest.raises(ValueError, match="one seed an image is needed: got 2 seeds for 3 images"):
+    with pytest.raises(ValueError, match="one seed per image is needed: got 2 seeds for 3 images"):
         PerImageNoise([0, 1]).draw("sampler", torch.empty(3, *SHAPE))
 
 

@@ -27,7 +27,7 @@ def normal(count: int, seed: int = 0) -> Tensor:
 
 def moments(denoise: GaussianDenoiser, plan: SamplingPlan) -> tuple[Tensor, Tensor]:
     """Exact mean and variance, a pixel each, of what the plan samples: the sampler is affine in all its noise."""
-    count = plan.num_steps + 1
+    count = plan.evaluations + 1
     x_T = torch.zeros((count + 1, 1, 2, 2), dtype=torch.float64)
     x_T[-1] = 1
     x = generate(denoise, SCHEDULE, plan, seeds=range(count + 1), shape=(1, 2, 2), x_T=x_T, noise=ProbeNoise())

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from ilvr_lightning.config.load import all_keys
+from ilvr_lightning.config.describe import all_keys
 from ilvr_lightning.sampling.arguments import make_parser
 
 Program = Literal["sample", "train", "pretrained"]

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.noise import Stream
-from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.plan import FORMER_DEFAULTS, SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 
 
 def make_plan(**settings: Any) -> SamplingPlan:
-    """A plan of settings that come from parametrisations."""
-    return SamplingPlan(**settings)
+    """A plan of 50 uniform ddpm steps with fresh noise, the paper's bicubic filter and these settings."""
+    return SamplingPlan(**{**FORMER_DEFAULTS, **settings})
 
 
 @dataclass

@@ -1,37 +1,17 @@
-"""Data in processes of their own: two ranks that stream, any Trainer on two ranks, and what decoders say."""
+"""Data in processes of their own: two ranks of any Trainer, and what decoders say."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.image_sets import ROWS, STREAM, write_noise_shards, write_shards
+from tests.support.image_sets import ROWS, write_shards
 from tests.support.paths import ROOT
-from tests.system.test_processes import scalars, start
 
 pytestmark = pytest.mark.slow
-TrainRun = Callable[..., Path]
-
-
-def test_two_streaming_processes_have_the_losses_of_one(
-    recipe: Path, images: Path, train_run: TrainRun, tmp_path: Path
-) -> None:
-    """They end, too: five shards, one of them empty, over two ranks."""
-    write_noise_shards(tmp_path, images)
-    settings = (f"data.path={tmp_path}", *STREAM, "trainer.max_epochs=3", "data.epoch_images=25")
-    alone = train_run("streamed_alone", *settings)
-    ended = start(
-        "train.py", recipe, *settings, "trainer.devices=2", "trainer.strategy=ddp",
-        f"trainer.default_root_dir={recipe.parent / 'streamed_pair'}",
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    (folder,) = (recipe.parent / "streamed_pair" / "tiny").iterdir()
-    for tag in ("train/loss", "train/grad_norm", "val/loss"):
-        assert scalars(folder, tag) == pytest.approx(scalars(alone, tag), rel=1e-5), tag
 
 
 FOREIGN = """

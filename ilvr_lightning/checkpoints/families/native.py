@@ -7,7 +7,7 @@ from typing import Any
 
 from ilvr_lightning.checkpoints.description import ModelDescription
 from ilvr_lightning.checkpoints.files import first_line
-from ilvr_lightning.config.load import check_plain, config_from_dict
+from ilvr_lightning.config.load import config_from_dict
 from ilvr_lightning.config.schema import public_dataset_name, without_local_paths
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import UserError
@@ -34,7 +34,7 @@ def describe_checkpoint(content: dict[str, Any]) -> ModelDescription:
     counts = {"step": content.get("global_step"), "epoch": content.get("epoch")}
     facts: dict[str, Any] = {name: n for name, n in counts.items() if type(n) is int and 0 <= n < 2**63}
     if "step" in facts:
-        facts["images seen"] = facts["step"] * config.data.global_batch
+        facts["images seen"] = facts["step"] * config.data.batch_size
     for state in content.get("callbacks", {}).values():
         for key, fact in (("best", "best val/loss"), ("last", "val/loss")):
             if isinstance(state, dict) and isinstance(state.get(key), float):
@@ -81,7 +81,6 @@ def describe_metadata(text: str) -> ModelDescription:
         kind, clip, facts, whole = (values[name] for name in ("kind", "clip", "facts", "config"))
         if whole is not None:
             config_from_dict(whole)
-        check_plain(facts)
         if not (isinstance(kind, str) and isinstance(clip, bool) and isinstance(facts, dict)):
             raise TypeError(f"kind {kind!r:.40}, clip {clip!r:.40}, facts {facts!r:.40}")
         return ModelDescription(
@@ -105,7 +104,6 @@ def _gains(values: Any) -> dict[str, dict[int, Gains]]:
     Raises:
         ValueError: it is something else.
     """
-    check_plain(values)
     gains = {
         str(preset): {int(n): tuple(map(float, each)) for n, each in by_factor.items()}
         for preset, by_factor in dict(values or {}).items()

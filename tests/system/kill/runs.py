@@ -11,15 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
 from tests.support.paths import ROOT
+from tests.support.runs import equal
 
 RECIPE = """\
 data: {{path: {data}, image_size: 8, batch_size: 4, validation_fraction: 0.15, num_workers: 0}}
@@ -149,14 +148,3 @@ def difference(a: Path, b: Path) -> str | None:
         return "the files of the grids"
     left = [p.name for p in a.rglob(".*")]
     return f"left behind: {left}" if left else None
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Bit for bit, in nested dicts and lists."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)

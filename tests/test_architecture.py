@@ -1,0 +1,109 @@
+"""The rooms of the package: who may import whom. docs/contributing.md has the same picture."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "ilvr_lightning"
+FLOORS = {
+    "errors": 1, "diffusion": 1, "models": 1,
+    "atomic": 2, "config": 2, "runtime": 2, "metrics": 2,
+    "data": 3,
+    "visual": 4, "checkpoints": 4,
+    "training": 5, "sampling": 5,
+    "pretrained": 6,
+}  # fmt: skip
+"""A room imports rooms of lower floors only; train.py and sample.py stand above them all."""
+TORCH_FREE = ("config", "errors", "atomic", "runtime/command.py", "sampling/arguments.py", "checkpoints/__main__.py")
+"""What the commands load before they know that there is work to do: no file of it imports torch at its top."""
+FILES_OVER_300_LINES = {"config/schema.py"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level: bool = False) -> set[str]:
+    """Full names of the modules that a file imports; at its top alone if asked."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found.add(node.module or "")
+    return found
+
+
+@cache
+def sources() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def violations(paths: list[Path]) -> list[str]:
+    """Imports of a room of the same floor or a higher one."""
+    found = []
+    for path in paths:
+        room = room_of(path)
+        for name in imports(path):
+            target = name.removeprefix("ilvr_lightning.").partition(".")[0]
+            if name.startswith("ilvr_lightning.") and target != room and FLOORS[target] >= FLOORS[room]:
+                found.append(f"{path.relative_to(ROOT)} imports {name}")
+    return found
+
+
+def test_rooms_import_lower_floors_only() -> None:
+    assert violations(sources()) == []
+    assert max(FLOORS.values()) + 1 <= 7
+
+
+def test_a_wrong_import_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "ilvr_lightning")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    wrong = tmp_path / "ilvr_lightning" / "training" / "module.py"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text("def f() -> None:\n    from ilvr_lightning.sampling.folder import SampleFolder\n")
+    assert violations([wrong]) == ["ilvr_lightning/training/module.py imports ilvr_lightning.sampling.folder"]
+
+
+def test_no_room_is_forgotten() -> None:
+    assert {room_of(path) for path in sources()} == set(FLOORS)
+
+
+@pytest.mark.parametrize("room", ["diffusion", "models"])
+def test_the_mathematics_imports_torch_alone(room: str) -> None:
+    allowed = {"torch", *sys.stdlib_module_names}
+    for path in (PACKAGE / room).glob("*.py"):
+        for name in imports(path):
+            assert name.startswith(f"ilvr_lightning.{room}.") or name.partition(".")[0] in allowed, (path, name)
+
+
+def test_what_answers_at_once_loads_no_torch() -> None:
+    modules = []
+    for part in TORCH_FREE:
+        path = PACKAGE / part if part.endswith(".py") else PACKAGE / f"{part}.py"
+        paths = [path] if path.is_file() else sorted((PACKAGE / part).glob("*.py"))
+        modules += [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths]
+    code = f"import sys, train, sample, {', '.join(modules)}\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not set(done.stdout.split()) & {"torch", "numpy", "lightning", "datasets", "PIL", "torchvision"}
+
+
+def test_omegaconf_is_imported_in_one_file() -> None:
+    users = {path.relative_to(PACKAGE).as_posix() for path in sources() for name in imports(path)
+             if name.partition(".")[0] == "omegaconf"}  # fmt: skip
+    assert users == {"config/load.py"}
+
+
+def test_files_are_short() -> None:
+    long = {path.relative_to(PACKAGE).as_posix() for path in sources() if len(path.read_text().splitlines()) > 300}
+    assert long <= FILES_OVER_300_LINES
+    for command in ("train.py", "sample.py"):
+        assert len((ROOT / command).read_text().splitlines()) <= 65, command
