@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from ilvr_lightning.config.load import from_dict
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset, collate, collate_pinned
 from ilvr_lightning.data.images import from_tensor
@@ -97,15 +98,16 @@ class ImageDataModule(pl.LightningDataModule):
         settings: fields of DataConfig.
 
     Raises:
-        ValueError: a setting is out of its range.
-        UserError: by `setup`, if the data set does not exist, is gated or empty, or has no image column.
+        UserError: a setting is unknown or out of its range; by `setup`, if the data set does not exist, is gated or
+            empty, or has no image column.
     """
 
     def __init__(
         self, config: DataConfig | None = None, seed: int = 0, cache: Path | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        self.config = dataclasses.replace(config or DataConfig(), **settings)
+        config = config or DataConfig()
+        self.config = from_dict(DataConfig, {**dataclasses.asdict(config), **settings}) if settings else config
         self.seed = seed
         self.cache = cache
         self.train: ImageDataset | None = None

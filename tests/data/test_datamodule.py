@@ -217,8 +217,11 @@ def test_keyword_arguments_are_fields_of_the_configuration(tmp_path: Path) -> No
     changed = ImageDataModule(config(tmp_path, channels=1), batch_size=16, seed=5)
     assert (changed.config.path, changed.config.channels, changed.seed) == (str(tmp_path), 1, 5)
     assert ImageDataModule(config(tmp_path)).config == config(tmp_path)
-    with pytest.raises(ValueError, match=r"data\.channels must be 3 or 1: got 4"):
+    assert ImageDataModule(path=tmp_path / "images").config.path == str(tmp_path / "images")
+    with pytest.raises(UserError, match=r"data\.channels must be 3 or 1: got 4"):
         ImageDataModule(path="images", channels=4)
+    with pytest.raises(UserError, match=r"'batchsize' not in 'DataConfig'\. Did you mean: 'batch_size'"):
+        ImageDataModule(path="images", batchsize=4)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
