@@ -27,7 +27,7 @@ MAX_PIXELS = 89_478_485
 """Images with more pixels are refused. Pillow warns of decompression bombs from this size on."""
 
 MAX_PIXELS_WITH_COPIES = 27_000_000
-"""The same limit for images whose decoding or conversion needs copies, so that one image takes less than 500 MB."""
+"""The same limit for images whose decoding or conversion needs copies, so that one image takes about 500 MB at most."""
 
 DRAFT_PIXELS = 24_000_000
 """JPEG files with more pixels are decoded at half their height and width, which costs a quarter of the memory."""
