@@ -51,7 +51,11 @@ def sample(args: argparse.Namespace, plan: SamplingPlan) -> int:
         plan = replace(plan, clip=loaded.clip)
     shape, plan, settings = expand_sweep(loaded, args, plan)
     references = find_references(args.ref, shape, args.fit, args.mask)
-    if plan.start_from is not None and references.few and any(reference.mask is not None for reference in references):
+    if (
+        plan.start_from is not None
+        and references.all_validated
+        and any(reference.mask is not None for reference in references)
+    ):
         raise UserError("--start-from begins from the whole reference; one of these has a mask of its own")
     check_writable(folder, "--out")
     jobs = make_jobs(

@@ -25,7 +25,8 @@ from torchmetrics.image.kid import poly_mmd
 from benchmarks.features import Features, features_of, load_features
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.datamodule import ImageDataModule, ImageDataset
+from ilvr_lightning.data.datamodule import ImageDataModule
+from ilvr_lightning.data.dataset import ImageDataset
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET

@@ -36,7 +36,7 @@ PUBLISHED = UNetConfig(
 CHILD = """
 import re, sys, time
 import torch
-from ilvr_lightning.pretrained.load import load_denoiser
+from ilvr_lightning.checkpoints.load import load_denoiser
 def kib(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 before = kib("VmRSS")

@@ -1,249 +1,231 @@
-"""ImageDataModule: images from the Hugging Face Hub, a folder or Parquet, as (B, C, H, W) in [-1, 1]."""
+"""ImageDataModule: images from a folder, Parquet files or the Hugging Face Hub, as (B, C, H, W) in [-1, 1]."""
 
+import dataclasses
 import os
 import signal
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, DistributedSampler
 
+from ilvr_lightning.config.load import from_dict
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.cache import decode_all, open_cache
-from ilvr_lightning.data.images import BrokenImageError, Pixels, from_tensor, to_tensor
-from ilvr_lightning.data.order import TrainBatchSampler, ValidationSampler, _too_large
-from ilvr_lightning.data.references import Reference, find_images, read_references
+from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset, collate, collate_pinned
+from ilvr_lightning.data.images import from_tensor
+from ilvr_lightning.data.order import ShuffledOrder, WindowedOrder, rank_share
+from ilvr_lightning.data.references import Reference, References, files_source, find_images
 from ilvr_lightning.data.shards import ParquetSource, open_shards
-from ilvr_lightning.data.sources import Rows, decode_image_at, open_splits
+from ilvr_lightning.data.sources import open_source
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.runtime.signals import STATUS
 
-Batch = dict[str, Tensor]
 
+class TrainBatchSampler(DistributedSampler[list[int]]):
+    """The rows of this rank's micro-batches, from the current step on.
 
-PADDING_INDEX = -1
-"""Index of an image that counts for nothing in validation: it fills up a rank's share or replaces a broken one."""
-
-
-class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """Rows of a split, decoded, fitted and, where they are few, kept: in a file of the cache folder, or in memory.
-
-    A broken row gives the next good one in its place and is named, as its split counts, by the third value; -1 where
-    nothing was broken.
+    Like ValidationSampler it is a DistributedSampler in name alone, so that Lightning knows that ranks have shares
+    already and does not divide them again.
 
     Args:
-        rows: encoded images.
-        config: how they are decoded.
-        cache: folder for the decoded ones.
-        keep: keep them if they are few.
+        order: which row stands at which index of which step's batch.
+        shares: the indices of each global batch that this rank computes, one range per micro-batch.
+        position: the number of optimizer steps done so far.
+        steps: optimizer steps of an epoch.
     """
 
-    def __init__(self, rows: Rows, config: DataConfig, cache: Path | None = None, keep: bool = True) -> None:
-        self.rows = rows
-        self.config = config
-        self.broken: dict[int, str] = {}
-        self.cache: Pixels | None = None
-        if keep and len(rows) * config.size[0] * config.size[1] * config.channels <= config.cache_mb * 2**20:
-            self._fill_cache(cache)
+    def __init__(self, order: ShuffledOrder, shares: Sequence[range], position: Callable[[], int], steps: int) -> None:
+        self.order, self.shares, self.position, self.steps = order, shares, position, steps
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.steps * len(self.shares)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """Image (C, H, W) in [-1, 1], its index (or PADDING_INDEX), the row that was broken (or -1)."""
-        row = index if index >= 0 else -index - 1
-        pixels, broken = self._pixels(row)
-        return to_tensor(pixels), index if index >= 0 and broken < 0 else PADDING_INDEX, broken
-
-    def _pixels(self, row: int) -> tuple[Pixels, int]:
-        if self.cache is not None:
-            return self.cache[row], -1
-        for offset in range(len(self.rows)):
-            candidate = (row + offset) % len(self.rows)
-            try:
-                return self._decode(candidate), self.rows.number(row) if offset else -1
-            except BrokenImageError:
-                if self.config.on_broken == "stop":
-                    raise
-        raise UserError(f"data.path={self.config.path}: no image in it can be read")
-
-    def _decode(self, row: int) -> Pixels:
-        return decode_image_at(self.rows, row, self.rows.image_bytes(row), self.config)
-
-    def _fill_cache(self, folder: Path | None) -> None:
-        """Decode everything once; broken rows leave the set here, named and counted."""
-        shape = (*self.config.size, self.config.channels)
-        skip = self.config.on_broken == "skip"
-        made, fingerprint = None, self.rows.fingerprint
-        if folder is not None and fingerprint is not None:
-            try:
-                made = open_cache(folder, fingerprint, len(self.rows), shape, self._decode, skip)
-            except OSError as error:  # a full disk, or one that may not be written
-                reason = f"{folder} cannot be written ({error.strerror})"
-                warnings.warn(f"decoded images stay in memory: {reason}", stacklevel=2)
-        if made is None:
-            made = decode_all(len(self.rows), shape, self._decode, skip)
-        if not made.good:
-            raise UserError(f"data.path={self.config.path}: no image in it can be read")
-        self.cache, self.broken = made.pixels, made.broken
-        self.rows = self.rows.select(made.good)
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.position()
+        for step in range(first, first + self.steps):
+            rows = self.order.batch(step)
+            for share in self.shares:
+                yield rows[share.start : share.stop].tolist()
 
 
-def collate(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
-    """image (B, C, H, W) float32, index (B,), broken (B,)."""
-    images, indices, broken = zip(*samples, strict=True)
-    return {"image": torch.stack(images), "index": torch.tensor(indices), "broken": torch.tensor(broken)}
+class ValidationSampler(DistributedSampler[list[int]]):
+    """Batches of every world_size-th image; negative indices, which count for nothing, make all shares equally long.
+
+    Args:
+        length: number of images.
+        batch_size: images per batch of this rank.
+        rank: of this process, from 0.
+        world_size: number of processes.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
+        padded = -(-length // world_size) * world_size
+        indices = [i if i < length else -(i % length) - 1 for i in range(rank, padded, world_size)]
+        self.batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to the whole group is the main process's to answer: it ends its workers itself."""
+    """Leave a signal to the group of processes to the main process, which ends its workers itself."""
     for number in STATUS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def collate_pinned(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
-    """The same in memory that a GPU copies from."""
-    return {name: value.pin_memory() for name, value in collate(samples).items()}
-
-
 class ImageDataModule(pl.LightningDataModule):
-    """Training and validation images.
+    """Training and validation images, for any Trainer and any LightningModule.
+
+        data = ImageDataModule(path="images", image_size=64, batch_size=32)
+        Trainer(max_steps=1000).fit(module, datamodule=data)
+
+    A batch is a dict: "image" (B, C, H, W) float32 in [-1, 1] and "index" (B,), the number of each image in its part,
+    which is negative for images that validation must not count. `batch_size` is the number of images of one optimizer
+    step, over all devices and accumulated micro-batches. The order follows from the seed and Trainer.global_step, so
+    that a resumed run sees the images that it would have seen.
 
     Args:
-        config: what to read and how.
-        seed: of the order and of what is held out.
-        cache: folder for decoded images that ranks and later runs share; without one they are decoded in memory.
+        config: what to read and how; or give its fields as keyword arguments, or both to change some.
+        seed: of the order, and of which images are held out.
+        cache: folder for decoded images, which ranks and later runs share; without one they are decoded in memory.
+        settings: fields of DataConfig.
 
     Raises:
-        UserError: the data set is missing, gated, empty, or has no image column.
+        UserError: a setting is unknown or out of its range; by `setup`, if the data set does not exist, is gated or
+            empty, or has no image column.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0, cache: Path | None = None) -> None:
+    def __init__(
+        self, config: DataConfig | None = None, seed: int = 0, cache: Path | None = None, **settings: Any
+    ) -> None:
         super().__init__()
-        self.config = config
+        config = config or DataConfig()
+        self.config = from_dict(DataConfig, {**dataclasses.asdict(config), **settings}) if settings else config
         self.seed = seed
         self.cache = cache
         self.train: ImageDataset | None = None
         self.validation: ImageDataset | None = None
-        self._seen_broken: set[tuple[str, int]] = set()
+        self._reported: set[tuple[str, int]] = set()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the splits once; every rank reads the same rows."""
+        """Open the data set once; every rank reads the same rows."""
         if self.train is not None:
             return
-        train, validation = open_shards(self.config) if self.config.streaming else open_splits(self.config, self.seed)
-        self.train = ImageDataset(train, self.config, self.cache, keep=not self.config.streaming)
+        streaming = self.config.streaming
+        train, validation = open_shards(self.config) if streaming else open_source(self.config, self.seed)
+        self.train = ImageDataset(train, self.config, self.cache, keep=not streaming)
         self.validation = ImageDataset(validation, self.config, self.cache)
-        for part, rows in (("train", self.train), ("validation", self.validation)):
-            for message in list(rows.broken.values())[:5]:
+        for part, images in (("train", self.train), ("validation", self.validation)):
+            for message in list(images.broken.values())[:5]:
                 warnings.warn(message, stacklevel=2)
-            if rows.broken:
-                warnings.warn(f"{len(rows.broken)} broken images skipped in {part}", stacklevel=2)
+            if images.broken:
+                warnings.warn(f"{len(images.broken)} broken images skipped in {part}", stacklevel=2)
 
     @property
     def counts(self) -> str:
         """How many images there are, in words."""
         assert self.train is not None and self.validation is not None
-        rows = self.train.rows
-        streamed = f" (streamed from {len(rows.files):,} Parquet shards)" if isinstance(rows, ParquetSource) else ""
+        source = self.train.source
+        streamed = f" (streamed from {len(source.files):,} Parquet shards)" if isinstance(source, ParquetSource) else ""
         return f"{len(self.train):,} images to train on{streamed}, {len(self.validation):,} to validate on"
 
     def references(self, patterns: Sequence[str]) -> list[Reference]:
-        """Reference pictures for grids: the files named, else the first four validation images."""
+        """Reference images for grids: those in the files named, or else the first four validation images."""
         if patterns:
-            paths = find_images(patterns, "grid.references")
-            return read_references(paths, self.config.size, self.config.channels)
+            files = files_source(find_images(patterns, "grid.references"))
+            return list(References([files], self.config.size, self.config.channels))
         assert self.validation is not None
         rows = range(min(4, len(self.validation)))
         return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]
 
-    def check_batch_size(self, trainer: pl.Trainer) -> int:
-        """The number of parts that a global batch is shared out in.
+    @property
+    def order(self) -> ShuffledOrder | WindowedOrder:
+        """Which row stands at which index of which step's global batch.
 
         Raises:
-            UserError: the batch does not divide by it, or the set is smaller than the batch.
+            UserError: the batch is larger than the data set.
         """
-        parts = trainer.world_size * trainer.accumulate_grad_batches
-        if self.config.batch_size % parts:
-            raise UserError(
-                "data.batch_size is the global batch, and must be a multiple of devices x nodes x accumulation: got "
-                f"{self.config.batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}; give "
-                f"{max(parts, self.config.batch_size // parts * parts)}"
-            )
-        if self.train is not None and self.config.batch_size > len(self.train):
-            raise UserError(_too_large(self.config.batch_size, len(self.train)))
-        return parts
+        assert self.train is not None
+        source = self.train.source
+        if isinstance(source, ParquetSource):
+            return stream_order(source, self.config, self.seed)
+        return ShuffledOrder(len(source), self.config.batch_size, self.seed)
 
     def rows_of(self, step: int) -> list[int]:
-        """The rows of a step's global batch (B,), in the order of their places, as the training split counts them."""
+        """The rows (B,) of a step's global batch, by their indices in it, as the training split counts them."""
         assert self.train is not None
-        rows = self.train.rows
-        order = (
-            stream_order(rows, self.config, self.seed) if isinstance(rows, ParquetSource) else self._batches(len(rows))
-        )
-        return [rows.number(row) for row in order.batch(step).tolist()]
+        return [self.train.source.split_rows[row] for row in self.order.batch(step).tolist()]
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]] | StreamBatches:
+    def check_batch_size(self, trainer: pl.Trainer) -> int:
+        """The number of micro-batches that a global batch is divided into: devices x nodes x accumulation.
+
+        Raises:
+            UserError: the batch is not a multiple of it, or the data set is smaller than the batch.
+        """
+        micro_batches = trainer.world_size * trainer.accumulate_grad_batches
+        batch_size = self.config.batch_size
+        if batch_size % micro_batches:
+            raise UserError(
+                "data.batch_size is the global batch, and must be a multiple of devices x nodes x accumulation: got "
+                f"{batch_size} for {trainer.world_size} x {trainer.accumulate_grad_batches}; give "
+                f"{max(micro_batches, batch_size // micro_batches * micro_batches)}"
+            )
+        _ = self.order  # which refuses a batch that is larger than the data set
+        return micro_batches
+
+    def train_dataloader(self) -> DataLoader[Batch] | StreamBatches:
         assert self.train is not None and self.trainer is not None
-        trainer, rows = self.trainer, self.train.rows
-        shares = (self.check_batch_size(trainer), trainer.global_rank, trainer.world_size, lambda: trainer.global_step)
-        if not isinstance(rows, ParquetSource):
-            return self._loader(self.train, batch_sampler=self._batches(len(rows), *shares))
-        order, steps = stream_order(rows, self.config, self.seed), self.config.steps_per_epoch(len(rows))
+        trainer, source, micro_batches = self.trainer, self.train.source, self.check_batch_size(self.trainer)
+        shares = rank_share(self.config.batch_size, micro_batches, trainer.global_rank, trainer.world_size)
+        steps = self.config.steps_per_epoch(len(source))
+        position, order = (lambda: trainer.global_step), self.order
+        if isinstance(order, ShuffledOrder):
+            return self._loader(self.train, TrainBatchSampler(order, shares, position, steps))
+        assert isinstance(source, ParquetSource)
         return StreamBatches(
-            rows, order, self.config, *shares, steps=steps, threads=max(1, self._workers()),
-            collate=collate_pinned if torch.cuda.is_available() else collate,
+            source, order, self.config, shares, position, steps, max(1, self._workers()),
+            collate_pinned if torch.cuda.is_available() else collate,
         )  # fmt: skip
 
-    def _batches(
-        self, length: int, parts: int = 1, rank: int = 0, world: int = 1, position: Callable[[], int] = int
-    ) -> TrainBatchSampler:
-        config = self.config
-        steps = config.steps_per_epoch(length)
-        return TrainBatchSampler(length, config.batch_size, parts, rank, world, self.seed, position, steps)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+    def val_dataloader(self) -> DataLoader[Batch]:
         assert self.validation is not None and self.trainer is not None
-        share = ValidationSampler(len(self.validation), self.trainer.global_rank, self.trainer.world_size)
-        batch_size = max(1, self.config.batch_size // self.trainer.world_size)
-        return self._loader(self.validation, sampler=share, batch_size=batch_size)
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        batch_size = max(1, self.config.batch_size // world_size)
+        return self._loader(self.validation, ValidationSampler(len(self.validation), batch_size, rank, world_size))
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Report rows that a worker found broken, each once; on the CPU still, so that nothing waits for the device."""
-        if "broken" in batch and not self._cached:
-            part = "train" if self.trainer is not None and self.trainer.training else "validation"
-            for row in batch.pop("broken").tolist():
-                if row >= 0 and (part, row) not in self._seen_broken:
-                    self._seen_broken.add((part, row))
-                    count = len(self._seen_broken)
-                    warnings.warn(f"row {row} of {part} is broken and skipped ({count} so far)", stacklevel=2)
+        """Report each row that a worker found broken once; the batch is on the CPU still, so that no device waits."""
+        part = "train" if self.trainer is not None and self.trainer.training else "validation"
+        for row in batch.pop("broken").tolist() if "broken" in batch else ():
+            if row >= 0 and (part, row) not in self._reported:
+                self._reported.add((part, row))
+                count = len(self._reported)
+                warnings.warn(f"row {row} of {part} is broken and skipped ({count} so far)", stacklevel=2)
         return batch
 
-    @property
-    def _cached(self) -> bool:
-        return all(rows is not None and rows.cache is not None for rows in (self.train, self.validation))
-
-    def _loader(self, rows: ImageDataset, **options: Any) -> DataLoader[tuple[Tensor, int, int]]:
-        # A worker would be forked off amid the threads of a stream.
-        idle = self.config.streaming or (self.config.num_workers is None and rows.cache is not None)
+    def _loader(self, images: ImageDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
+        # A worker would be forked amid the threads of a stream.
+        idle = self.config.streaming or (self.config.num_workers is None and images.decoded is not None)
         workers = 0 if idle else self._workers()
         return DataLoader(
-            rows,
-            collate_fn=collate,
+            ImageBatches(images),
+            sampler=sampler,
+            batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
-            **options,
         )
 
     def _workers(self) -> int:
-        """Processes or threads that decode."""
+        """The number of processes or threads that decode."""
         if self.config.num_workers is not None:
             return self.config.num_workers
         local = self.trainer.num_devices if self.trainer is not None else 1

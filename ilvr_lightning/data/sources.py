@@ -1,124 +1,175 @@
-"""Where training images come from: the Hub, a folder of images, a local data set, Parquet or Arrow files."""
+"""Where training images come from: every kind of place that data.path may name is an entry of SOURCES."""
 
 import glob
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Pixels, fit_image, read_image, to_pixels
+from ilvr_lightning.data.image_source import ImageSource, dataset_source
+from ilvr_lightning.data.images import SUFFIXES
 from ilvr_lightning.diffusion.noise import derive_seed
-from ilvr_lightning.errors import UserError
+from ilvr_lightning.errors import UserError, first_line
 
 VALIDATION_NAMES = ("validation", "valid", "val", "test")
+"""The first of these splits that a data set has is validated on, unless data.validation_split names another."""
+
+TABLES = (".parquet", ".arrow")
+"""Files with these endings hold rows of a data set."""
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+"""A data set on the Hub is called NAME or OWNER/NAME."""
 
 
-class Rows(Protocol):
-    """Encoded images of one split."""
+@dataclass(frozen=True, kw_only=True)
+class SourceKind:
+    """A kind of place that data.path may name."""
 
-    name: str
-    fingerprint: str | None
-    """Equal for equal rows; None where nothing tells."""
-
-    def __len__(self) -> int: ...
-
-    def number(self, row: int) -> int:
-        """Of the row in its split, before anything was held out or dropped."""
-
-    def image_bytes(self, row: int) -> bytes | Path: ...
-
-    def select(self, rows: Sequence[int]) -> "Rows": ...
+    matches: Callable[[str], bool]
+    """Whether data.path names such a place."""
+    open: Callable[[DataConfig], Mapping[str, Any]]
+    """The splits of a data set by name, each an ImageSource or a `datasets.Dataset`."""
+    files: Callable[[DataConfig], Mapping[str, Sequence[str]]] = lambda config: {}
+    """The files of each split, which data.streaming=true reads if they are Parquet."""
 
 
-class DatasetSource:
-    """A split of a Hugging Face data set, with its image column left encoded.
-
-    `datasets` would turn a 16-bit PNG white and drop alpha; the project decodes for itself.
-    """
-
-    def __init__(self, dataset: Any, column: str, name: str, numbers: NDArray[np.int64] | None = None) -> None:
-        import datasets
-
-        holds_paths = isinstance(dataset.features[column], datasets.Value)  # behind which the files may change
-        self.dataset = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        self.column = column
-        self.name = name
-        self.numbers = numbers
-        self.fingerprint: str | None = None if holds_paths else self.dataset._fingerprint
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def number(self, row: int) -> int:
-        """Of the row in its split, before anything was held out or dropped."""
-        return row if self.numbers is None else int(self.numbers[row])
-
-    def image_bytes(self, row: int) -> bytes | Path:
-        """The encoded image, or the file that holds it."""
-        return encoded(self.dataset[int(row)][self.column])
-
-    def select(self, rows: Sequence[int]) -> "DatasetSource":
-        """Some of the rows, in the order given."""
-        chosen = np.asarray(rows, dtype=np.int64)
-        numbers = chosen if self.numbers is None else self.numbers[chosen]
-        selected = DatasetSource(self.dataset.select(rows), self.column, self.name, numbers)
-        if self.fingerprint is None:
-            selected.fingerprint = None
-        return selected
+def _local(path: str) -> Path:
+    return Path(path).expanduser()
 
 
-def encoded(value: Any) -> bytes | Path:
-    """What a cell of an image column holds: the encoded image, or the file that does."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return Path(value)
-    value = value or {}
-    return value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
+def _is_files(path: str) -> bool:
+    return "://" in path or glob.has_magic(path) or _local(path).is_file()
 
 
-def decode_image_at(rows: Rows, row: int, source: bytes | Path, config: DataConfig) -> Pixels:
-    """A row's image (H, W, C), 8-bit.
+def _files(config: DataConfig) -> Mapping[str, Sequence[str]]:
+    if "://" in config.path:
+        return _builder_files("parquet", data_files=config.path)
+    return {"train": sorted(glob.glob(str(_local(config.path)), recursive=True))}
+
+
+def _open_files(config: DataConfig) -> Mapping[str, Any]:
+    files = _files(config)
+    endings = {Path(file).suffix for split in files.values() for file in split}
+    if len(endings) != 1 or not endings <= set(TABLES):
+        raise UserError(f"data.path={config.path}: give Parquet or Arrow files, a folder, or a data set's name")
+    return _load(endings.pop()[1:], data_files=files)
+
+
+def _is_saved(path: str) -> bool:
+    return any((_local(path) / name).exists() for name in ("state.json", "dataset_dict.json"))
+
+
+def _open_saved(config: DataConfig) -> Mapping[str, Any]:
+    import datasets
+
+    saved = datasets.load_from_disk(str(_local(config.path)))
+    return {config.split: saved} if isinstance(saved, datasets.Dataset) else saved
+
+
+def _is_dataset_folder(path: str) -> bool:
+    return any(file.suffix in TABLES for file in _local(path).rglob("*"))
+
+
+def _open_image_folder(config: DataConfig) -> Mapping[str, Any]:
+    path = _local(config.path)
+    if not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
+        raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
+    return _load("imagefolder", data_dir=str(path))
+
+
+def _is_on_hub(path: str) -> bool:
+    return HUB_NAME.fullmatch(path) is not None and Path(path).suffix not in (*TABLES, *SUFFIXES)
+
+
+def _load(*names: str | None, **options: Any) -> Mapping[str, Any]:
+    import datasets
+
+    splits: Mapping[str, Any] = datasets.load_dataset(*names, **options)
+    return splits
+
+
+def _builder_files(*names: str | None, **options: Any) -> Mapping[str, Sequence[str]]:
+    import datasets
+
+    return datasets.load_dataset_builder(*names, **options).config.data_files or {}
+
+
+SOURCES = {
+    "Hub": SourceKind(
+        matches=_is_on_hub,
+        open=lambda config: _load(config.path, config.name),
+        files=lambda config: _builder_files(config.path, config.name),
+    ),
+    "image folder": SourceKind(matches=lambda path: _local(path).is_dir(), open=_open_image_folder),
+    "data set folder": SourceKind(
+        matches=_is_dataset_folder,
+        open=lambda config: _load(str(_local(config.path)), config.name),
+        files=lambda config: _builder_files(str(_local(config.path)), config.name),
+    ),
+    "saved data set": SourceKind(matches=_is_saved, open=_open_saved),
+    "files": SourceKind(matches=_is_files, open=_open_files, files=_files),
+}
+"""The kinds of places by name. The last one that matches a path is used, so that an added kind comes before these."""
+
+
+def locate(config: DataConfig) -> SourceKind:
+    """The kind of place that data.path names.
 
     Raises:
-        BrokenImageError: it cannot be read; the row is named as its split counts.
+        UserError: there is no such place.
     """
-    try:
-        image = read_image(source, config.channels)
-    except (BrokenImageError, FileNotFoundError) as error:
-        raise BrokenImageError(
-            f"row {rows.number(row)} of {rows.name} is broken: {error}; data.on_broken=skip leaves it out"
-        ) from None
-    return to_pixels(fit_image(image, config.size))
+    for kind in reversed(SOURCES.values()):
+        if kind.matches(config.path):
+            return kind
+    raise UserError(f"data.path={config.path}: there is no such folder or file")
 
 
-def open_splits(config: DataConfig, seed: int, hold_out: bool = True) -> tuple[Rows, Rows]:
-    """The training and the validation rows; with hold_out=False a split is given whole, twice if it is the only one.
+def open_source(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource]:
+    """The images to train on and those to validate on: another split, or a part of the only one, chosen by the seed.
 
     Raises:
-        UserError: the data set cannot be had, has no such split, column or class, or too few images.
+        UserError: the data set cannot be opened, has no such split, column or class, or too few images.
     """
-    splits = _load(config)
-    name = validation_name(splits, config)
-    train = _rows(splits[config.split], config, config.split)
-    if not hold_out:
-        return train, train
+    splits = _open_splits(config)
+    train, name = _as_source(splits, config.split, config), validation_split(splits, config)
     if name is not None:
-        return train, _rows(splits[name], config, name)
-    held_out = held_out_rows(len(train), config)
+        return train, _as_source(splits, name, config)
+    count = count_to_hold_out(len(train), config)
     order = np.random.default_rng(derive_seed(seed, "held out")).permutation(len(train))
-    return train.select(sorted(order[held_out:].tolist())), train.select(sorted(order[:held_out].tolist()))
+    return train.select(sorted(order[count:].tolist())), train.select(sorted(order[:count].tolist()))
 
 
-def validation_name(splits: Collection[str], config: DataConfig) -> str | None:
+def open_split(config: DataConfig) -> ImageSource:
+    """All images of data.split.
+
+    Raises:
+        UserError: the data set cannot be opened, or has no such split, column or class.
+    """
+    return _as_source(_open_splits(config), config.split, config)
+
+
+def _open_splits(config: DataConfig) -> Mapping[str, Any]:
+    with explain_errors(config):
+        splits = locate(config).open(config)
+    validation_split(splits, config)
+    return splits
+
+
+def _as_source(splits: Mapping[str, Any], name: str, config: DataConfig) -> ImageSource:
+    split = splits[name]
+    return split if isinstance(split, ImageSource) else dataset_source(split, config, name)
+
+
+def validation_split(splits: Collection[str], config: DataConfig) -> str | None:
     """The split to validate on, or None where a part of the training split is held out.
 
     Raises:
-        UserError: a split that is asked for is not there.
+        UserError: data.split or data.validation_split names a split that does not exist.
     """
     wanted = config.validation_split
     for key, split in (("split", config.split), ("validation_split", wanted)):
@@ -127,64 +178,33 @@ def validation_name(splits: Collection[str], config: DataConfig) -> str | None:
     return wanted or next((n for n in VALIDATION_NAMES if n in splits and n != config.split), None)
 
 
-def held_out_rows(count: int, config: DataConfig) -> int:
-    """How many of a split's rows are held out.
+def count_to_hold_out(count: int, config: DataConfig) -> int:
+    """How many of so many images are held out to validate on.
 
     Raises:
-        UserError: there is no row to hold out.
+        UserError: there are fewer than two.
     """
     if count < 2:
         raise UserError(f"data.path={config.path} holds {count} image; at least 2 are needed, one to validate on")
     return max(1, min(count - 1, round(config.validation_fraction * count)))
 
 
-def _load(config: DataConfig) -> dict[str, Any]:
-    """Every split by name."""
+@contextmanager
+def explain_errors(config: DataConfig) -> Iterator[None]:
+    """Make whatever goes wrong with a data set a UserError of one line, and keep `datasets` quiet meanwhile."""
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said in one line, below
-    path = Path(config.path).expanduser()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        if glob.has_magic(config.path) or path.is_file():
-            return dict(_load_files(config.path))
-        if not path.is_dir():
-            return _load_hub(config)
-        if (path / "state.json").exists():
-            return {config.split: datasets.load_from_disk(str(path))}
-        if (path / "dataset_dict.json").exists():
-            return {str(k): v for k, v in datasets.load_from_disk(str(path)).items()}
-        if not any(p.suffix in (".parquet", ".arrow") for p in path.rglob("*")):
-            if not any(p.suffix.lower() in SUFFIXES for p in path.rglob("*")):
-                raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
-            return {str(k): v for k, v in datasets.load_dataset("imagefolder", data_dir=str(path)).items()}
-        return {str(k): v for k, v in datasets.load_dataset(str(path), config.name).items()}
+        yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(explain(config.path, error)) from error
+        raise UserError(load_error_message(config.path, error)) from error
 
 
-def _load_files(pattern: str) -> Any:
-    import datasets
-
-    files = sorted(glob.glob(pattern, recursive=True))
-    kinds = {Path(file).suffix for file in files}
-    if not files or kinds - {".parquet", ".arrow"} or len(kinds) > 1:
-        raise UserError(f"data.path={pattern}: give Parquet or Arrow files, a folder, or a data set's name")
-    return datasets.load_dataset(kinds.pop()[1:], data_files=files)
-
-
-def _load_hub(config: DataConfig) -> dict[str, Any]:
-    import datasets
-
-    is_file = Path(config.path).suffix in (".parquet", ".arrow", *SUFFIXES)
-    if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or "\\" in config.path or is_file:
-        raise UserError(f"data.path={config.path}: there is no such folder or file")
-    return {str(k): v for k, v in datasets.load_dataset(config.path, config.name).items()}
-
-
-def explain(path: str, error: Exception) -> str:
+def load_error_message(path: str, error: BaseException) -> str:
     """One line that says what to do about a data set that did not load."""
     text, kind = str(error), type(error).__name__
     if "gated" in text.lower() or re.search(r"\b40[13] (Client|Unauthorized|Forbidden)", text):
@@ -193,50 +213,6 @@ def explain(path: str, error: Exception) -> str:
         return f"data.path={path} is no local folder, and the Hub cannot be reached: check the network or the path"
     if kind in ("DatasetNotFoundError", "RepositoryNotFoundError"):
         return f"data.path={path} is neither a local folder nor a data set on the Hub (or it needs `hf auth login`)"
-    first = text.strip().partition("\n")[0]
-    return f"data.path={path} could not be loaded: {first or kind}"
-
-
-def _rows(dataset: Any, config: DataConfig, split: str) -> DatasetSource:
-    rows = DatasetSource(dataset, image_column(dataset.features, config), f"{Path(config.path).name}/{split}")
-    return rows if config.label is None else rows.select(_rows_with_label(dataset, config.label, config.path))
-
-
-def image_column(features: Mapping[str, Any], config: DataConfig) -> str:
-    """The column that holds the images, by a data set's features.
-
-    Raises:
-        UserError: there is none, or more than one and none is named.
-    """
-    import datasets
-
-    column = config.image_column
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if column is None:
-        if len(images) != 1:
-            raise UserError(
-                f"data.image_column must be given: {config.path} has {len(images)} image columns among "
-                f"{', '.join(features)}"
-            )
-        column = images[0]
-    elif column not in features:
-        raise UserError(f"data.image_column={column!r} is not in {config.path}: it has {', '.join(features)}")
-    elif column not in images and getattr(features[column], "dtype", None) not in ("string", "binary"):
-        raise UserError(f"data.image_column={column!r} holds no images; image columns: {', '.join(images) or 'none'}")
-    return column
-
-
-def _rows_with_label(dataset: Any, label: str, path: str) -> list[int]:
-    """The rows of one class, by its name."""
-    import datasets
-
-    classes = {n: f.names for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
-    for column, names in classes.items():
-        if label in names:
-            values = np.asarray(dataset.with_format(None)[column][:])
-            return np.flatnonzero(values == names.index(label)).tolist()
-    if not classes:
-        columns = ", ".join(dataset.features)
-        raise UserError(f"data.label={label!r}: {path} has no class column among {columns}")
-    known = ", ".join(name for names in classes.values() for name in names)
-    raise UserError(f"data.label={label!r} is not in {path}: it has {known}")
+    if kind == "DatasetGenerationError":  # whose cause alone says what went wrong
+        error = error.__cause__ or error
+    return f"data.path={path} could not be loaded: {first_line(error)}"

@@ -24,7 +24,7 @@ def grids_of(pictures: Pictures) -> Iterator[Grid]:
     None of a run whose references are too many to be read at the start, or have too many samples.
     """
     jobs = pictures.jobs
-    if not jobs.references.few or jobs.each > MAX_PICTURES:
+    if not jobs.references.all_validated or jobs.each > MAX_PICTURES:
         return
     groups = [g for g in range(max(1, len(jobs.references))) if all(map(pictures.read, _indices(pictures, g)))]
     names: set[str] = set()
@@ -75,7 +75,7 @@ def _columns(pictures: Pictures, numbers: Sequence[int]) -> list[Column]:
         return reference_columns(
             references, list(by_factor), plan, lambda row, factor: tiles(groups[row], by_factor[factor])
         )
-    columns = [Column(label="reference", rows=[[r.shown()] for r in references])]
+    columns = [Column(label="reference", rows=[[r.preview()] for r in references])]
     for factor in dict.fromkeys(setting.factor for setting in settings):
         low = low_pass_pixels(references, factor, plan)
         columns.append(Column(label=f"N={factor}: low-pass", rows=[[low[row]] for row in range(len(references))]))

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
 
-from ilvr_lightning.data.images import decoded
+from ilvr_lightning.data.images import open_image
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.errors import UserError
 
@@ -76,7 +76,8 @@ def read_text(path: Path, key: str) -> str | None:
                 return None
         text = _text_in(head, key.encode())
         if text is None:
-            text = decoded(path, lambda image: image.info.get(key))
+            with open_image(path) as image:
+                text = image.info.get(key)
     except (OSError, SyntaxError, ValueError):
         return None
     return text if isinstance(text, str) else None

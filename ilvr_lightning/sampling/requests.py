@@ -181,8 +181,8 @@ class Jobs(Sequence[Job]):
         return f"{self.references.name(number) if len(self.references) else ''}{self._stems[setting]}_{sample}"
 
     def shares_stem(self, index: int) -> bool:
-        """Whether another reference before this one's has its name."""
-        return self.references.shares_name(self._place(index)[0])
+        """Whether another reference has the name of this one's."""
+        return len(self.references) > 0 and self.references.name_is_ambiguous(self._place(index)[0])
 
     def fits(self, index: int, recipe: Recipe) -> bool:
         """Whether a recipe is a picture's, its reference taken on trust."""

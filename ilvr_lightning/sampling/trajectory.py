@@ -45,7 +45,7 @@ def draw_trajectory(frames: Sequence[Frame], place: int, job: Job, picture: Path
     strip, animation = trajectory_files(picture)
     columns = [Column(label=f"t={f.t}", rows=[[f.pixels[place]]]) for f in spread(frames, IN_STRIP)]
     if job.reference is not None:
-        columns.insert(0, Column(label="reference", rows=[[job.reference.shown()]]))
+        columns.insert(0, Column(label="reference", rows=[[job.reference.preview()]]))
     plan = job.recipe.plan
     title = f"{picture.stem}: x_0 as predicted at t and refined, {plan['sampler']}, {plan['num_steps']} steps"
     write_atomically(strip, functools.partial(draw_grid(columns, title).save, format="PNG"))

@@ -96,7 +96,7 @@ class SampleWriter(Callback):
         conditions = pl_module.conditions(len(batch))
         entries: list[Entry] = []
         for place, (job, pixels) in enumerate(zip(batch, from_tensor(outputs), strict=True)):
-            if job.reference is not None and self.jobs.jobs.references.few:
+            if job.reference is not None and self.jobs.jobs.references.all_validated:
                 keep_reference(job.reference, self.folder)
             recipe = replace(job.recipe, **conditions)
             path = pictures.write(job, pixels, recipe)

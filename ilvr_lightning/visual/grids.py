@@ -105,7 +105,7 @@ def reference_columns(
         plan: gives the filter.
         tiles: the samples of (row, factor).
     """
-    columns = [Column(label="reference", rows=[[r.shown()] for r in references])]
+    columns = [Column(label="reference", rows=[[r.preview()] for r in references])]
     for factor in factors:
         low = low_pass_pixels(references, factor, plan)
         rows = [[low[row], *tiles(row, factor)] for row in range(len(references))]
@@ -117,4 +117,4 @@ def low_pass_pixels(references: Sequence[Reference], factor: int, plan: Sampling
     """phi_N of each reference as an image (H, W, C)."""
     y = torch.stack([r.tensor for r in references])
     low_pass = LowPassFilter((y.shape[-2], y.shape[-1]), factor, plan.kernel, plan.orthogonal)
-    return [r.shown(low) for r, low in zip(references, from_tensor(low_pass(y)), strict=True)]
+    return [r.preview(low) for r, low in zip(references, from_tensor(low_pass(y)), strict=True)]

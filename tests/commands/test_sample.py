@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 import sample
 from ilvr_lightning.checkpoints.export import export
 from ilvr_lightning.checkpoints.load import file_sha256, load_denoiser
-from ilvr_lightning.data.references import find_images, read_references
+from ilvr_lightning.data.references import find_images, find_references
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from tests.support import cli
 
@@ -82,7 +82,7 @@ def test_files_and_manifest(run: Sample, references: Path, checkpoint: Path) -> 
     assert names(out) == sorted([*(f"{stem}.png" for stem in stems), "a_grid.png", "b_grid.png", "grid.png"])
     lines = manifest(out)
     assert [line["file"] for line in lines] == [f"{stem}.png" for stem in stems]
-    fitted = {r.name: r for r in read_references(paths, (8, 8), 3)}
+    fitted = {r.name: r for r in find_references([str(path) for path in paths], (3, 8, 8))}
     for line in lines:
         reference = fitted[line["file"][0]]
         expected = {
@@ -189,8 +189,7 @@ def test_references_of_one_name(run: Sample, references: Path) -> None:
     out = run("--ref", references / "a.png", references / "other" / "a.png", "--factor", 2, "--num-samples", 1)
     lines = manifest(out)
     assert len({line["file"] for line in lines}) == len({line["reference_sha256"] for line in lines}) == 2
-    assert lines[0]["file"] == "a_N2_0.png"
-    assert lines[1]["file"].startswith("a_N2_0_")
+    assert all(line["file"].startswith("a_N2_0_") for line in lines)
     assert len([name for name in names(out) if name.endswith("_grid.png")]) == 2
 
 

@@ -1,443 +1,242 @@
-"""Where images come from, what is held out, what broken ones do, and the order of the batches."""
+"""ImageDataModule: what ranks, resumed runs and other people's Trainers see."""
 
-import errno
-import io
-import itertools
-import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
 import datasets
-import huggingface_hub.errors as hub
-import numpy as np
+import lightning.pytorch as pl
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
-from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.datamodule import PADDING_INDEX, ImageDataModule, ImageDataset, collate
-from ilvr_lightning.data.images import BrokenImageError
-from ilvr_lightning.data.order import TrainBatchSampler, ValidationSampler
-from ilvr_lightning.data.sources import open_splits
+from ilvr_lightning.data.datamodule import ImageDataModule, TrainBatchSampler, ValidationSampler
+from ilvr_lightning.data.dataset import Batch, collate
+from ilvr_lightning.data.order import ShuffledOrder, rank_share
 from ilvr_lightning.errors import UserError
+from tests.support.image_sets import data_config as config
+from tests.support.image_sets import png, red, set_up, stream_config, table, write_shards
 
 
-def png(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 0, 255 - value)).save(file, "PNG")
-    return file.getvalue()
+def trainer(step: int = 0, rank: int = 0, world_size: int = 1, accumulation: int = 1) -> Any:
+    """What the data module asks of a Trainer."""
+    return SimpleNamespace(
+        world_size=world_size, accumulate_grad_batches=accumulation, global_rank=rank, global_step=step, num_devices=1,
+        training=True,
+    )  # fmt: skip
 
 
-def table(count: int, first: int = 0, **columns: Any) -> datasets.Dataset:
-    """Row i is a plain picture whose red is first + i."""
-    values = [{"bytes": png(first + i), "path": None} for i in range(count)]
-    return datasets.Dataset.from_dict({"image": values, **columns}).cast_column("image", datasets.Image())
+def seen(batch: Batch) -> list[int]:
+    """The red of each image, which is its row."""
+    return [red(image) for image in batch["image"]]
 
 
-def config(path: Path | str, **settings: Any) -> DataConfig:
-    return DataConfig(path=str(path), **{"image_size": 8, "num_workers": 0, **settings})
+@pytest.fixture(params=[False, True], ids=["map-style", "streaming"])
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> ImageDataModule:
+    """Fifty images of two kinds of sources, two of them held out, in batches of six."""
+    write_shards(tmp_path, [7, 1, 42])
+    return set_up((stream_config if request.param else config)(tmp_path, batch_size=6, shuffle_window=12), seed=3)
 
 
-def values(settings: DataConfig, seed: int = 0) -> tuple[list[int], list[int]]:
-    """The red of every training and every validation image."""
-    data = ImageDataModule(settings, seed)
-    data.setup()
-    assert data.train is not None
+# What ranks and resumed runs see
+
+
+def epoch(data: ImageDataModule, step: int = 0, rank: int = 0, world_size: int = 1, accumulation: int = 1) -> Any:
+    """The rows of an epoch's micro-batches."""
+    data.trainer = trainer(step, rank, world_size, accumulation)
+    loader = data.train_dataloader()
+    batches = [seen(batch) for batch in loader]
+    assert len(loader) == len(batches) == 8 * accumulation
+    return batches
+
+
+def test_batches_are_those_of_the_order(data: ImageDataModule) -> None:
+    assert epoch(data) == [data.rows_of(step) for step in range(8)]
+    assert len(set(sum(epoch(data), []))) == 48
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (3, 2)])
+def test_a_batch_is_the_same_however_it_is_divided(data: ImageDataModule, world_size: int, accumulation: int) -> None:
+    """Micro-batch m of rank r begins at index (m * world_size + r) * size, as the module's seeds assume."""
+    ranks = [epoch(data, 0, rank, world_size, accumulation) for rank in range(world_size)]
+    joined = []
+    for step in range(8):
+        micro_batches = range(step * accumulation, (step + 1) * accumulation)
+        joined.append([row for m in micro_batches for rank in ranks for row in rank[m]])
+    assert joined == epoch(data)
+
+
+def test_a_resumed_run_continues_in_mid_epoch(data: ImageDataModule) -> None:
+    both = epoch(data) + epoch(data, step=8)
+    assert epoch(data, step=4) == both[4:12]
+
+
+def test_epochs_of_a_number_of_images(tmp_path: Path) -> None:
+    table(30).to_parquet(tmp_path / "x.parquet")
+    lengths = {}
+    for images in (None, 13, 100):
+        data = set_up(config(tmp_path / "x.parquet", batch_size=4, epoch_images=images))
+        data.trainer = trainer()
+        lengths[images] = len(list(data.train_dataloader()))
+    assert lengths == {None: 7, 13: 3, 100: 25}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
+    table(30).to_parquet(tmp_path / "x.parquet")
+    data = set_up(config(tmp_path / "x.parquet", batch_size=4, num_workers=workers, cache_mb=0))
+    data.trainer = trainer()
+    assert [seen(batch) for batch in data.train_dataloader()] == [data.rows_of(step) for step in range(7)]
+
+
+def test_samplers_are_left_alone_by_lightning() -> None:
+    """It would divide the shares of the ranks among the ranks again."""
+    order = ShuffledOrder(22, 4, seed=3)
+    samplers = (TrainBatchSampler(order, rank_share(4, 2, 0, 2), lambda: 0, 5), ValidationSampler(6, 2, 0, 2))
+    assert all(isinstance(sampler, DistributedSampler) for sampler in samplers)
+
+
+@pytest.mark.parametrize(("length", "world_size"), [(6, 1), (6, 2), (7, 2), (1, 3), (2, 4)])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_validation_covers_all_images_once(length: int, world_size: int, batch_size: int) -> None:
+    shares = [list(ValidationSampler(length, batch_size, rank, world_size)) for rank in range(world_size)]
+    assert len({tuple(map(len, share)) for share in shares}) == 1  # ranks have as many batches of the same sizes
+    assert {len(batch) for share in shares for batch in share[:-1]} <= {batch_size}
+    indices = [i for share in shares for batch in share for i in batch]
+    assert sorted(i for i in indices if i >= 0) == list(range(length))
+
+
+def test_validation_batches(data: ImageDataModule) -> None:
+    data.trainer = trainer()
+    (batch,) = data.val_dataloader()
+    assert batch["index"].tolist() == [0, 1]
+    assert batch["image"].shape == (2, 3, 8, 8)
+    counted = []
+    for rank in (0, 1):
+        data.trainer = trainer(rank=rank, world_size=2)
+        counted += [i for batch in data.val_dataloader() for i in batch["index"].tolist() if i >= 0]
+    assert sorted(counted) == [0, 1]
+
+
+# Batch sizes that do not fit
+
+
+def test_batch_that_does_not_divide(data: ImageDataModule) -> None:
+    assert data.check_batch_size(trainer(world_size=3, accumulation=2)) == 6
+    message = "data.batch_size is the global batch, and must be a multiple of devices x nodes x accumulation: got 6"
+    with pytest.raises(UserError, match=f"{message} for 4 x 1; give 4"):
+        data.check_batch_size(trainer(world_size=4))
+    with pytest.raises(UserError, match=f"{message} for 4 x 2; give 8"):
+        data.check_batch_size(trainer(world_size=4, accumulation=2))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_batch_larger_than_the_set(streaming: bool, tmp_path: Path) -> None:
+    write_shards(tmp_path, [7, 1, 42])
+    data = set_up((stream_config if streaming else config)(tmp_path, batch_size=49))
+    with pytest.raises(UserError, match=r"data\.batch_size must be at most the number of training images, 48: got 49"):
+        data.check_batch_size(trainer())
+
+
+# Rows and references
+
+
+def test_rows_of_a_step_are_numbered_as_their_split_counts(tmp_path: Path) -> None:
+    """Whatever was held out, left out or of another class."""
+    write_shards(tmp_path / "broken", [7, 1, 42], broken=[5])
+    for cache_mb in (0, 1024):
+        with pytest.warns() if cache_mb else pytest.MonkeyPatch.context():
+            data = set_up(config(tmp_path / "broken", cache_mb=cache_mb, batch_size=6))
+        data.trainer = trainer(step=4)
+        found, wanted = seen(next(iter(data.train_dataloader()))), data.rows_of(4)
+        assert [w for w in wanted if w != 5] == [f for f, w in zip(found, wanted, strict=True) if w != 5]
+        assert (5 in [row for step in range(8) for row in data.rows_of(step)]) == (cache_mb == 0)
+
+    features = datasets.Features({"image": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
+    images = [{"bytes": png(row), "path": None} for row in range(12)]
+    pets = datasets.Dataset.from_dict({"image": images, "kind": [row % 2 for row in range(12)]}, features)
+    pets.to_parquet(tmp_path / "x.parquet")
+    data = set_up(config(tmp_path / "x.parquet", label="dog", batch_size=5))
+    assert len(set(data.rows_of(0)) | set(data.rows_of(1))) == 5
+    assert set(data.rows_of(0)) < {1, 3, 5, 7, 9, 11}
+
+
+def test_references_of_grids(data: ImageDataModule, tmp_path: Path) -> None:
+    held_out = data.references([])
     assert data.validation is not None
-    both = [[int((rows[i][0][0, 0, 0] + 1) * 127.5 + 0.5) for i in range(len(rows))] for rows in
-            (data.train, data.validation)]  # fmt: skip
-    return both[0], both[1]
+    assert [r.name for r in held_out] == [f"validation_{i}" for i in range(len(data.validation))]
+    assert [int(r.pixels[0, 0, 0]) for r in held_out] == [red(data.validation[i][0]) for i in range(len(held_out))]
+    (tmp_path / "a.png").write_bytes(png(99))
+    (given,) = data.references([str(tmp_path / "*.png")])
+    assert (given.name, given.pixels.shape, int(given.pixels[0, 0, 0])) == ("a", (8, 8, 3), 99)
+    with pytest.raises(UserError, match=r"grid\.references: there is no file or folder nothing\.png"):
+        data.references(["nothing.png"])
 
 
-@pytest.fixture
-def classes(tmp_path: Path) -> Path:
-    """An ImageFolder: cats are 0 to 4, dogs 100 to 104."""
-    for i, name in itertools.product(range(5), ("cat", "dog")):
-        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pets" / name / f"{i}.png").write_bytes(png(i + 100 * (name == "dog")))
-    return tmp_path / "pets"
-
-
-def test_plain_folder(tmp_path: Path) -> None:
-    for i in range(6):
-        (tmp_path / f"{i}.png").write_bytes(png(i))
-    train, validation = values(config(tmp_path))
-    assert (len(train), len(validation)) == (5, 1)
-    assert sorted(train + validation) == [0, 1, 2, 3, 4, 5]
-
-
-def test_folders_of_classes(classes: Path) -> None:
-    train, validation = values(config(classes))
-    assert sorted(train + validation) == [*range(5), *range(100, 105)]
-    train, validation = values(config(classes, label="dog"))
-    assert sorted(train + validation) == [*range(100, 105)]
-    with pytest.raises(UserError, match=r"data\.label='fox' is not in .*: it has cat, dog"):
-        values(config(classes, label="fox"))
-
-
-def test_label_without_classes(tmp_path: Path) -> None:
-    table(3, title=["a", "b", "c"]).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"data\.label='dog': .* has no class column among image, title"):
-        values(config(tmp_path / "x.parquet", label="dog"))
-
-
-def test_parquet_file_and_glob(tmp_path: Path) -> None:
-    table(4).to_parquet(tmp_path / "a.parquet")
-    table(4, first=50).to_parquet(tmp_path / "b.parquet")
-    assert sorted(sum(values(config(tmp_path / "a.parquet")), [])) == [0, 1, 2, 3]
-    assert sorted(sum(values(config(tmp_path / "*.parquet")), [])) == [0, 1, 2, 3, 50, 51, 52, 53]
-    with pytest.raises(UserError, match=r"data\.path=.*\*\.csv: give Parquet or Arrow files"):
-        values(config(tmp_path / "*.csv"))
-
-
-def test_saved_to_disk(tmp_path: Path) -> None:
-    table(4).save_to_disk(tmp_path / "one")
-    splits = {"train": table(3), "validation": table(2, first=50), "test": table(2, first=90)}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "many")
-    assert sorted(sum(values(config(tmp_path / "one")), [])) == [0, 1, 2, 3]
-    assert values(config(tmp_path / "many")) == ([0, 1, 2], [50, 51])
-    assert values(config(tmp_path / "many", split="validation", validation_split="test")) == ([50, 51], [90, 91])
-
-
-def test_local_data_set_with_its_own_test_split(tmp_path: Path) -> None:
-    """The layout of data/toon."""
-    table(5).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    table(2, first=50).to_parquet(tmp_path / "test-00000-of-00001.parquet")
-    assert values(config(tmp_path)) == ([0, 1, 2, 3, 4], [50, 51])
-    for setting in ("split", "validation_split"):
-        with pytest.raises(UserError, match=rf"data\.{setting}='dev' is not in .*: it has train, test"):
-            values(config(tmp_path, **{setting: "dev"}))
-
-
-def test_held_out_part_follows_from_the_seed(tmp_path: Path) -> None:
-    table(40).to_parquet(tmp_path / "x.parquet")
-    settings = config(tmp_path / "x.parquet", validation_fraction=0.25)
-    train, validation = values(settings, seed=1)
-    assert (len(train), len(validation)) == (30, 10)
-    assert sorted(train + validation) == list(range(40))
-    assert values(settings, seed=1) == (train, validation)
-    assert set(values(settings, seed=2)[1]) != set(validation)
-
-
-def test_one_image_is_not_enough(tmp_path: Path) -> None:
-    (tmp_path / "only.png").write_bytes(png(0))
-    with pytest.raises(UserError, match="holds 1 image; at least 2"):
-        values(config(tmp_path))
-
-
-def test_image_columns(tmp_path: Path) -> None:
-    rows = [{"bytes": png(100 + i), "path": None} for i in range(3)]
-    both = table(3, mask=rows, title=["a", "b", "c"]).cast_column("mask", datasets.Image())
-    both.to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"data\.image_column must be given: .*2 image columns among image, mask, ti"):
-        values(config(tmp_path / "x.parquet"))
-    with pytest.raises(UserError, match=r"data\.image_column='msk' is not in .*: it has image, mask, title"):
-        values(config(tmp_path / "x.parquet", image_column="msk"))
-    assert sorted(sum(values(config(tmp_path / "x.parquet", image_column="mask")), [])) == [100, 101, 102]
-
-
-def test_column_of_another_kind(tmp_path: Path) -> None:
-    table(3, title=["a", "b", "c"], number=[1, 2, 3]).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"data\.image_column='number' holds no images; image columns: image"):
-        values(config(tmp_path / "x.parquet", image_column="number"))
-    with pytest.raises(UserError, match="no image in it can be read"):  # texts may be paths
-        values(config(tmp_path / "x.parquet", image_column="title"))
-
-
-@pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "some/where/else", "missing.parquet"])
-def test_missing_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the Hub was asked"))
-    with pytest.raises(UserError, match=r"data\.path=\S+: there is no such folder or file"):
-        values(config(path))
-
-
-def test_folder_without_images(tmp_path: Path) -> None:
-    (tmp_path / "note.txt").write_text("no picture")
-    with pytest.raises(UserError, match=r"data\.path=.*: no images in this folder"):
-        values(config(tmp_path))
-
-
-def gated() -> Exception:
-    error: Exception = datasets.exceptions.DatasetNotFoundError(
-        "Dataset 'x/y' is a gated dataset on the Hub. You must be authenticated to access it."
-    )
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "hint"),
-    [
-        (gated, "accept its terms on the Hub, then run `hf auth login`"),
-        (
-            lambda: datasets.exceptions.DatasetNotFoundError("Dataset 'x/y' doesn't exist on the Hub"),
-            "neither a local folder nor a data set on the Hub",
-        ),
-        (lambda: ConnectionError("Couldn't reach 'x/y' on the Hub (ProxyError)"), "the Hub cannot be reached"),
-        (lambda: hub.OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode"), "cannot be reached"),
-        (lambda: hub.LocalEntryNotFoundError("Cannot find the file in the cache"), "the Hub cannot be reached"),
-        (lambda: RuntimeError("first line\nsecond line"), "could not be loaded: first line$"),
-    ],
-)
-def test_hub_errors_say_what_to_do(error: Callable[[], Exception], hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> None:
-        raise error()
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match=rf"^data\.path=x/y .*{hint}") as caught:
-        values(config("x/y"))
-    assert "\n" not in str(caught.value)
-
-
-def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` itself, told to stay offline."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"data\.path=nobody/nothing .*the Hub cannot be reached"):
-        values(config("nobody/nothing"))
-
-
-@pytest.fixture
-def one_broken(tmp_path: Path) -> Path:
-    """Five training rows, of which row 2 is cut short, and two for validation."""
-    rows = [{"bytes": png(i)[: 20 if i == 2 else None], "path": None} for i in range(5)]
-    broken = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
-    broken.to_parquet(tmp_path / "train.parquet")
-    table(2, first=50).to_parquet(tmp_path / "test.parquet")
-    return tmp_path
-
-
-def test_broken_image_leaves_the_cache(one_broken: Path) -> None:
-    with pytest.warns(UserWarning) as caught:
-        assert values(config(one_broken)) == ([0, 1, 3, 4], [50, 51])
-    messages = "\n".join(str(w.message) for w in caught)
-    assert "row 2 of" in messages
-    assert "/train is broken" in messages
-    assert "1 broken images skipped in train" in messages
-
-
-def test_broken_image_is_replaced_and_named_without_a_cache(one_broken: Path) -> None:
-    data = ImageDataModule(config(one_broken, cache_mb=0))
-    data.setup()
+def test_each_broken_row_is_reported_once(one_broken: Path) -> None:
+    data = set_up(config(one_broken, cache_mb=0))
     assert data.train is not None
-    assert data.train.cache is None
     batch = collate([data.train[i] for i in range(5)])
-    assert ((batch["image"][:, 0, 0, 0] + 1) * 127.5).round().tolist() == [0, 1, 3, 3, 4]
-    assert batch["broken"].tolist() == [-1, -1, 2, -1, -1]
     with pytest.warns(UserWarning, match=r"row 2 of .* is broken and skipped \(1 so far\)"):
-        data.on_before_batch_transfer(dict(batch), 0)
+        assert data.on_before_batch_transfer(dict(batch), 0).keys() == {"image", "index"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data.on_before_batch_transfer(dict(batch), 0)  # each row is told of once
+        data.on_before_batch_transfer(dict(batch), 0)
 
 
-@pytest.mark.parametrize("cache_mb", [0, 1024])
-def test_broken_image_can_stop_the_run(one_broken: Path, cache_mb: int) -> None:
-    with pytest.raises(BrokenImageError, match=r"row 2 of .*/train is broken: .*data\.on_broken=skip leaves it out"):
-        values(config(one_broken, cache_mb=cache_mb, on_broken="stop"))
+# Without the rest of the project
 
 
-@pytest.mark.parametrize("cache_mb", [0, 1024])
-def test_all_broken(tmp_path: Path, cache_mb: int) -> None:
-    for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"data\.path=.*: no image in it can be read"):
-        values(config(tmp_path, cache_mb=cache_mb))
+class Denoiser(pl.LightningModule):
+    """Somebody else's module: it predicts the noise that it adds, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv2d(3, 3, 3, padding=1)
+        self.batches: list[Batch] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.batches.append(batch)
+        noise = torch.randn_like(batch["image"])
+        loss: Tensor = (self.network(batch["image"] + noise) - noise).square().mean()
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validated += batch["index"].tolist()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 1e-3)
 
 
-def test_cached_and_decoded_images_are_equal(tmp_path: Path) -> None:
-    table(6).to_parquet(tmp_path / "x.parquet")
-    assert values(config(tmp_path / "x.parquet", cache_mb=0)) == values(config(tmp_path / "x.parquet"))
+def test_keyword_arguments_are_fields_of_the_configuration(tmp_path: Path) -> None:
+    data = ImageDataModule(path="images", image_size=(48, 64), batch_size=16)
+    assert (data.config.path, data.config.size, data.config.batch_size) == ("images", (48, 64), 16)
+    changed = ImageDataModule(config(tmp_path, channels=1), batch_size=16, seed=5)
+    assert (changed.config.path, changed.config.channels, changed.seed) == (str(tmp_path), 1, 5)
+    assert ImageDataModule(config(tmp_path)).config == config(tmp_path)
+    assert ImageDataModule(path=tmp_path / "images").config.path == str(tmp_path / "images")
+    with pytest.raises(UserError, match=r"data\.channels must be 3 or 1: got 4"):
+        ImageDataModule(path="images", channels=4)
+    with pytest.raises(UserError, match=r"'batchsize' not in 'DataConfig'\. Did you mean: 'batch_size'"):
+        ImageDataModule(path="images", batchsize=4)
 
 
-def test_batches_follow_channels_and_size(tmp_path: Path) -> None:
-    table(4).to_parquet(tmp_path / "x.parquet")
-    settings = config(tmp_path / "x.parquet", channels=1, image_size=(4, 6))
-    rows = ImageDataset(open_splits(settings, 0)[0], settings)
-    image = collate([rows[0], rows[1]])["image"]
-    assert (image.shape, image.dtype) == ((2, 1, 4, 6), torch.float32)
-    assert -1 <= image.min() <= image.max() <= 1
-
-
-def batches(rank: int = 0, world: int = 1, accumulation: int = 1, first: int = 0) -> list[list[int]]:
-    """One epoch's micro-batches of 4 of 22 images a step."""
-    position: Callable[[], int] = lambda: first  # noqa: E731
-    return list(TrainBatchSampler(22, 4, world * accumulation, rank, world, seed=3, position=position))
-
-
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)])
-def test_global_batch_is_the_same_however_it_is_split(world: int, accumulation: int) -> None:
-    """A rank's micro-batch m holds the places (m * world + rank) * share and on, as the module's seeds assume."""
-    ranks = [batches(rank, world, accumulation) for rank in range(world)]
-    joined = []
-    for step in range(5):
-        micro = range(step * accumulation, (step + 1) * accumulation)
-        joined.append([index for m in micro for rank in ranks for index in rank[m]])
-    assert joined == batches()
-    assert {len(rank) for rank in ranks} == {5 * accumulation}
-
-
-def test_epochs_are_permutations() -> None:
-    epochs = [sum(batches(first=5 * epoch), []) for epoch in range(3)]
-    for epoch in epochs:
-        assert len(set(epoch)) == len(epoch) == 20
-        assert set(epoch) <= set(range(22))
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-
-
-def test_order_goes_on_in_mid_epoch() -> None:
-    both = batches() + batches(first=5)
-    assert batches(first=3) == both[3:8]
-
-
-def test_batch_larger_than_the_set() -> None:
-    with pytest.raises(UserError, match=r"data\.batch_size must be at most .* 22: got 23"):
-        TrainBatchSampler(22, 23, 1, 0, 1, 0, lambda: 0)
-
-
-@pytest.mark.parametrize(("length", "world"), [(6, 1), (6, 2), (7, 2), (1, 3), (2, 4)])
-def test_validation_covers_all_once(length: int, world: int) -> None:
-    shares = [list(ValidationSampler(length, rank, world)) for rank in range(world)]
-    assert len({len(share) for share in shares}) == 1
-    assert sorted(i for share in shares for i in share if i >= 0) == list(range(length))
-
-
-def test_padding_is_an_image_that_counts_for_nothing(tmp_path: Path) -> None:
-    table(3).to_parquet(tmp_path / "x.parquet")
-    settings = config(tmp_path / "x.parquet")
-    rows = ImageDataset(open_splits(settings, 0, hold_out=False)[0], settings)
-    image, index, _ = rows[-1]  # ValidationSampler's padding by image 0
-    assert index == PADDING_INDEX
-    assert torch.equal(image, rows[0][0])
-
-
-@pytest.mark.parametrize("on_broken", ["skip", "stop"])
-def test_missing_file_of_a_row_counts_as_broken(tmp_path: Path, on_broken: Literal["skip", "stop"]) -> None:
-    """A column of paths."""
-    for i in range(2):
-        (tmp_path / f"{i}.png").write_bytes(png(i))
-    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
-    for split, rows in (("train", paths), ("test", paths[:1])):
-        datasets.Dataset.from_dict({"image": rows}).to_parquet(tmp_path / "set" / f"{split}.parquet")
-    settings = config(tmp_path / "set", on_broken=on_broken, image_column="image")
-    if on_broken == "skip":
-        with (
-            pytest.warns(UserWarning, match="1 broken images skipped in train"),
-            pytest.warns(UserWarning, match="row 2 of set/train is broken"),
-        ):
-            assert values(settings) == ([0, 1], [0])
-    else:
-        with pytest.raises(BrokenImageError, match="row 2 of set/train is broken"):
-            values(settings)
-
-
-def test_seed_of_the_order_matters() -> None:
-    orders = [list(TrainBatchSampler(22, 4, 1, 0, 1, seed, lambda: 0)) for seed in (0, 1)]
-    assert orders[0] != orders[1]
-    assert np.unique(sum(orders[0], [])).size == 20
-
-
-def test_decoded_once_and_mapped(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second to come decodes nothing and sees the same; another size is another file."""
-    cache = tmp_path / "decoded"
-
-    def rows(image_size: int = 8) -> tuple[ImageDataset, ImageDataset]:
-        data = ImageDataModule(config(classes, image_size=image_size), cache=cache)
-        data.setup()
-        assert data.train is not None and data.validation is not None
-        return data.train, data.validation
-
-    plain = ImageDataModule(config(classes))
-    plain.setup()
-    first = rows()
-    with monkeypatch.context() as patched:
-        patched.setattr(ImageDataset, "_decode", lambda self, row: pytest.fail("decoded again"))
-        second = rows()
-    assert plain.train is not None and plain.validation is not None
-    for a, b, c in zip((plain.train, plain.validation), first, second, strict=True):
-        assert a.cache is not None and b.cache is not None and c.cache is not None
-        assert isinstance(c.cache, np.memmap)
-        np.testing.assert_array_equal(a.cache, b.cache)
-        np.testing.assert_array_equal(a.cache, c.cache)
-        torch.testing.assert_close(a[0][0], c[0][0], rtol=0, atol=0)
-    assert len(list(cache.glob("*.npy"))) == 2
-    rows(image_size=4)
-    assert len(list(cache.glob("*.npy"))) == 4
-    assert not list(cache.glob("*partial*"))
-
-
-def test_what_was_broken_is_tried_again(one_broken: Path, tmp_path: Path) -> None:
-    """Nothing that may be mended is kept."""
-    for _ in range(2):
-        data = ImageDataModule(config(one_broken), cache=tmp_path / "decoded")
-        with pytest.warns(UserWarning, match="1 broken images skipped in train"):
-            data.setup()
-        assert data.train is not None
-        assert len(data.train) == 4
-        assert list(data.train.broken) == [2]
-    assert len(list((tmp_path / "decoded").glob("*.npy"))) == 1  # of the validation images
-
-
-def test_files_behind_a_column_of_paths_are_read_each_time(tmp_path: Path) -> None:
-    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
-    for split in ("train", "test"):
-        datasets.Dataset.from_dict({"image": paths}).to_parquet(tmp_path / "set" / f"{split}.parquet")
-    seen = []
-    for shade in (10, 200):
-        for path in paths:
-            Image.new("RGB", (8, 8), (shade,) * 3).save(path)
-        data = ImageDataModule(config(tmp_path / "set", image_column="image"), cache=tmp_path / "decoded")
-        data.setup()
-        assert data.train is not None and data.train.cache is not None
-        seen.append(int(data.train.cache.max()))
-    assert seen == [10, 200]
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve blocks")
-def test_full_disk_is_seen_before_pages_are_written(
-    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    data = ImageDataModule(config(classes), cache=tmp_path / "decoded")
-    with pytest.warns(UserWarning, match=r"stay in memory: .* cannot be written \(No space left on device\)"):
-        data.setup()
-    assert data.train is not None and data.train.cache is not None
-    assert not list((tmp_path / "decoded").glob("*.npy"))
-
-
-def test_decoded_stay_in_memory_where_nothing_can_be_written(classes: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    data = ImageDataModule(config(classes), cache=tmp_path / "file")
-    with pytest.warns(UserWarning, match="decoded images stay in memory"):
-        data.setup()
-    assert data.train is not None
-    assert data.train.cache is not None and not isinstance(data.train.cache, np.memmap)
-
-
-@pytest.mark.parametrize("harm", ["truncated", "empty", "deleted", "another"])
-def test_harmed_file_is_made_again(harm: str, classes: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "decoded"
-
-    def first() -> Tensor:
-        data = ImageDataModule(config(classes), cache=cache)
-        data.setup()
-        assert data.train is not None and isinstance(data.train.cache, np.memmap)
-        return data.train[0][0].clone()
-
-    expected = first()
-    for path in list(cache.glob("*.npy")):
-        match harm:
-            case "truncated":
-                path.write_bytes(path.read_bytes()[:200])
-            case "empty":
-                path.write_bytes(b"")
-            case "deleted":
-                path.unlink()
-            case "another":
-                np.save(path, np.zeros((1, 8, 8, 3), dtype=np.uint8))
-    torch.testing.assert_close(first(), expected, rtol=0, atol=0)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_any_trainer_and_any_module(streaming: bool, tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", [7, 1, 42])
+    data = ImageDataModule(path=str(tmp_path / "set"), image_size=16, batch_size=8, num_workers=0, streaming=streaming)
+    module = Denoiser()
+    pl.Trainer(
+        max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+    ).fit(module, datamodule=data)  # fmt: skip
+    assert [seen(batch) for batch in module.batches] == [data.rows_of(step) for step in range(12)]
+    assert {(tuple(b["image"].shape), b["image"].dtype, *sorted(b)) for b in module.batches} == {
+        ((8, 3, 16, 16), torch.float32, "image", "index")
+    }
+    assert all(float(b["image"].min()) >= -1 and float(b["image"].max()) <= 1 for b in module.batches)
+    assert data.validation is not None
+    assert module.validated == 2 * list(range(len(data.validation)))

@@ -1,25 +1,20 @@
 """Where a reference is followed: masks in phi's space, alpha channels, and the low band kept in 8 bits."""
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.exact import SCHEDULE, spectrum_2d
 from ilvr_lightning.data.images import from_tensor, to_tensor
-from ilvr_lightning.data.references import fitted, masks_of, read_references, to_mask, with_mask
 from ilvr_lightning.diffusion import exact_low_band as gamut
 from ilvr_lightning.diffusion.exact_low_band import project_to_low_band
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, low_pass_factors
 from ilvr_lightning.diffusion.samplers import SAMPLERS
-from ilvr_lightning.errors import UserError
 from tests.support.oracles import GaussianDenoiser, make_plan
 
 DATA = spectrum_2d(32)
@@ -231,125 +226,3 @@ def test_what_has_no_low_band_to_keep() -> None:
 def test_mask_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"the low-pass filter is for images of \(16, 32\): got \(32, 32\)"):
         LowPassFilter((16, 32), 4).cell_means(torch.ones(1, 1, 32, 32))
-
-
-def cut_out() -> Image.Image:
-    """A red disc of 40 px on nothing, whose hidden colour is green."""
-    rows, columns = np.ogrid[:64, :64]
-    inside = (rows - 31.5) ** 2 + (columns - 31.5) ** 2 < 400
-    pixels = np.zeros((64, 64, 4), np.uint8)
-    pixels[..., 1] = 255
-    pixels[inside] = (200, 30, 30, 255)
-    return Image.fromarray(pixels)
-
-
-def test_transparency_is_the_mask_and_lends_no_colour() -> None:
-    reference = fitted("disc", cut_out(), (32, 32), 3)
-    assert reference.mask is not None
-    assert reference.mask[16, 16, 0] == 255
-    assert reference.mask[0, 0, 0] == 0
-    assert 0.25 < reference.mask.mean() / 255 < 0.35  # of the area: 400 pi / 64^2 is 0.31
-    # Red goes on beyond the edge: neither the hidden green nor a white ground reaches the low band.
-    spread = np.abs(reference.pixels.astype(int) - [200, 30, 30]).max()
-    assert spread <= 4
-    assert np.abs(reference.shown()[0, 0].astype(int) - 170).max() <= 20  # the checkerboard
-    assert (reference.shown()[16, 16] == reference.pixels[16, 16]).all()
-
-
-@pytest.mark.parametrize("side", [2, 20, 200])
-def test_colours_reach_far_from_small_parts(side: int) -> None:
-    pixels = np.zeros((400, 400, 4), np.uint8)
-    pixels[90 : 90 + side, 300 - side // 2 : 300 + side // 2] = (255, 128, 0, 255)
-    reference = fitted("patch", Image.fromarray(pixels), (16, 16), 3)
-    assert np.abs(reference.pixels.astype(int) - [255, 128, 0]).max() <= 2
-
-
-def test_two_colours_share_the_rest() -> None:
-    pixels = np.zeros((32, 32, 4), np.uint8)
-    pixels[:, :6] = (255, 0, 0, 255)
-    pixels[:, 26:] = (0, 0, 255, 255)
-    reference = fitted("ends", Image.fromarray(pixels), (32, 32), 3)
-    across = reference.pixels[16, :, 0].astype(int)
-    assert across[8] > 150 > 100 > across[23]
-
-
-def test_mask_that_is_cut_off() -> None:
-    pixels = np.zeros((16, 160, 4), np.uint8)
-    pixels[:, :20, 3] = 255
-    with pytest.raises(UserError, match="the reference wide is transparent in all of the part that is used; crop it"):
-        fitted("wide", Image.fromarray(pixels), (8, 8), 3)
-    assert fitted("wide", Image.fromarray(pixels), (8, 8), 3, "pad").mask is not None
-
-
-def test_sixteen_bits_with_a_transparent_level() -> None:
-    image = Image.fromarray(np.full((8, 8), 32768, np.uint16))
-    image.info["transparency"] = 0
-    reference = fitted("deep", image, (8, 8), 3)
-    assert abs(int(reference.pixels.mean()) - 127) <= 1
-
-
-def test_opaque_pictures_have_no_mask() -> None:
-    for image in (Image.new("RGBA", (8, 8), (1, 2, 3, 255)), Image.new("RGB", (8, 8)), Image.new("L", (8, 8))):
-        reference = fitted("x", image, (8, 8), 3)
-        assert reference.mask is None
-        assert reference.mask_sha256 is None
-        assert reference.shown() is reference.pixels
-
-
-def test_transparent_all_over() -> None:
-    with pytest.raises(UserError, match="the reference ghost is transparent all over"):
-        fitted("ghost", Image.new("RGBA", (8, 8), (1, 2, 3, 0)), (8, 8), 3)
-
-
-def test_mask_is_fitted_as_its_reference_is() -> None:
-    wide = Image.new("RGB", (40, 20), "blue")
-    left = Image.new("L", (80, 40))
-    left.paste(255, (0, 0, 40, 40))
-    reference = with_mask(fitted("wide", wide, (10, 10), 3), "left.png", left)
-    assert reference.mask is not None
-    assert reference.mask[:, :4].min() == 255
-    assert reference.mask[:, 6:].max() == 0
-    padded = with_mask(fitted("wide", wide, (10, 10), 3, "pad"), "left.png", Image.new("L", (40, 20), 255), "pad")
-    assert padded.mask is not None
-    assert padded.mask[0].max() == 0  # the margin is not the picture's
-    assert padded.mask[5].min() == 255
-
-
-def test_transparent_parts_of_a_mask_are_not_followed() -> None:
-    """White strokes on nothing, as editors write them."""
-    strokes = np.full((8, 8, 4), 255, np.uint8)
-    strokes[:, 4:, 3] = 0
-    mask = np.asarray(to_mask(Image.fromarray(strokes)))
-    assert mask[:, :4].min() == 255
-    assert mask[:, 4:].max() == 0
-
-
-def test_mask_times_alpha() -> None:
-    both = with_mask(fitted("disc", cut_out(), (32, 32), 3), "grey.png", Image.new("L", (64, 64), 128))
-    assert both.mask is not None
-    assert both.mask[16, 16, 0] == 128
-    assert both.mask[0, 0, 0] == 0
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (Image.new("L", (10, 40), 255), "--mask: m.png is 10x40 px, its reference wide 40x20; give a mask of the same"),
-        (Image.new("L", (40, 20)), "--mask: m.png is black all over; white is where wide is followed"),
-    ],
-)
-def test_mask_that_does_not_fit(mask: Image.Image, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        with_mask(fitted("wide", Image.new("RGB", (40, 20)), (10, 10), 3), "m.png", mask)
-
-
-def test_masks_of_a_batch(tmp_path: Path) -> None:
-    cut_out().save(tmp_path / "a.png")
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "b.png")
-    references = read_references([tmp_path / "a.png", tmp_path / "b.png"], (16, 16), 3)
-    masks = masks_of(references)
-    assert masks is not None
-    assert masks.shape == (2, 1, 16, 16)
-    assert float(masks[1].min()) == 1
-    assert float(masks[0].min()) == 0
-    assert masks_of(references[1:]) is None

@@ -26,6 +26,7 @@ import sample
 import train
 from ilvr_lightning.checkpoints import __main__ as pretrained
 from ilvr_lightning.checkpoints.families import adm
+from ilvr_lightning.data.images import silence_decoders
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
 from tests.conftest import RECIPE
@@ -414,6 +415,7 @@ def _as_a_command_warns() -> None:
     warnings.simplefilter("always")
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
+    silence_decoders()  # as the import of ilvr_lightning.data.images did in the filters that are gone
     # A recorder of warnings, as pytest's, would keep them.
     warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: print(
         warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr

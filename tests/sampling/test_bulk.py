@@ -179,7 +179,7 @@ def test_broken_reference_found_late_is_left_out(
     kind: str, run: Sample, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("ilvr_lightning.data.references.CHECKED", 2)
+    monkeypatch.setattr("ilvr_lightning.data.references.EAGER_LIMIT", 2)
     folder = tmp_path / "set"
     folder.mkdir()
     for name in ("00", "01", "02"):
@@ -200,18 +200,18 @@ def test_broken_reference_found_late_is_left_out(
 def test_equal_names_of_many_references(
     run: Sample, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files that are equal are one; others of the name get a hash, whether they are read at the start or later."""
+    """References of one name have a hash in the names of their files, whether they are read at the start or later."""
     for folder, source in (("a", "00"), ("b", "00"), ("c", "01"), ("d", "02")):
         (tmp_path / "set" / folder).mkdir(parents=True)
         (tmp_path / "set" / folder / "x.png").write_bytes((images / f"{source}.png").read_bytes())
     few = run("--ref", tmp_path / "set", "--factor", 2, "--num-samples", 1, out="few")
-    monkeypatch.setattr("ilvr_lightning.data.references.CHECKED", 2)
+    monkeypatch.setattr("ilvr_lightning.data.references.EAGER_LIMIT", 2)
     many = run("--ref", tmp_path / "set", "--factor", 2, "--num-samples", 1, out="many")
     assert len(made(many)) == 3
     assert difference(made(few), made(many)) <= 1
     capsys.readouterr()
     run("--ref", tmp_path / "set", "--factor", 2, "--num-samples", 1, out="many")
-    assert "0 to make, 3 already there" in capsys.readouterr().out
+    assert "0 to make, 4 already there" in capsys.readouterr().out  # two equal ones share a file
 
 
 # Nothing lost
