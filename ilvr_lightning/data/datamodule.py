@@ -136,7 +136,7 @@ class ImageDataModule(pl.LightningDataModule):
         streamed = f" (streamed from {len(source.files):,} Parquet shards)" if isinstance(source, ParquetSource) else ""
         return f"{len(self.train):,} images to train on{streamed}, {len(self.validation):,} to validate on"
 
-    def references(self, patterns: Sequence[str]) -> list[Reference]:
+    def references(self, patterns: Sequence[str] = ()) -> list[Reference]:
         """Reference images for grids: those in the files named, or else the first four validation images."""
         if patterns:
             files = files_source(find_images(patterns, "grid.references"))

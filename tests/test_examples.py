@@ -1,14 +1,19 @@
-"""The examples of docs/guide.md, run as they stand there."""
+"""The examples of the documents, run as they stand there."""
 
 import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-GUIDE = Path("docs/guide.md").read_text()
+from tests.support.paths import ROOT
+
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+SCRIPTS = sorted((ROOT / "docs" / "examples").glob("*.py"))
 
 
 def examples() -> dict[str, str]:
@@ -51,3 +56,29 @@ def test_example(title: str) -> None:
     phi = LowPassFilter((32, 32), 8, orthogonal=True)
     torch.testing.assert_close(phi(x), phi(y).expand_as(x), rtol=0, atol=1e-4)
     assert float((x - y).std()) > 0.05
+
+
+def test_scripts_are_in_the_document_and_short() -> None:
+    document = (ROOT / "docs" / "lightning.md").read_text()
+    for script in SCRIPTS:
+        text = script.read_text()
+        code = text.partition('"""\n\n')[2]
+        assert textwrap.indent(code, "    ", lambda line: bool(line.strip())) in document, script.name
+        assert len(code.splitlines()) < 25, script.name
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_script(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With forty small images and two steps."""
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        pixels = random.integers(0, 256, (36, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number:02}.png")
+    monkeypatch.chdir(tmp_path)
+    code = re.sub(r"max_steps=[\d_]+", "max_steps=2, accelerator='cpu', enable_progress_bar=False", script.read_text())
+    code = code.replace("block_out_channels=(32, 32, 64, 64)", "block_out_channels=(32, 32, 32, 32)")
+    exec(compile(code, script.name, "exec"), {"__name__": "__main__"})
+    if "ILVRGrid" in code:
+        (grid,) = (tmp_path / "grids").iterdir()
+        assert grid.name == "step_0000002.png"
