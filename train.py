@@ -44,7 +44,7 @@ def train(config: Config, name: str) -> None:
 
     from ilvr_lightning.atomic import check_writable, remove_partials, write_atomically
     from ilvr_lightning.checkpoints.finetune import load_weights_into
-    from ilvr_lightning.checkpoints.load import resumable
+    from ilvr_lightning.checkpoints.load import read_run_config
     from ilvr_lightning.data.datamodule import ImageDataModule
     from ilvr_lightning.runtime.hardware import should_compile, use_channels_last
     from ilvr_lightning.runtime.launch import RankWatch
@@ -70,7 +70,7 @@ def train(config: Config, name: str) -> None:
     if launched_by_lightning() and process_rank():
         report_errors_on_every_rank()  # what the first process has passed may still go wrong here
     resume = resume_checkpoint(config, name)
-    before, step = (None, None) if resume is None else resumable(resume)
+    before, step = (None, None) if resume is None else read_run_config(resume)
     if resume is not None:
         say(f"resume       {resume}, step {step}")
     config = resolve_precision(config, before)

@@ -36,7 +36,7 @@ PUBLISHED = UNetConfig(
 CHILD = """
 import re, sys, time
 import torch
-from ilvr_lightning.pretrained.load import load_denoiser
+from ilvr_lightning.checkpoints.load import load_denoiser
 def kib(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 before = kib("VmRSS")
@@ -51,7 +51,7 @@ def published_state() -> dict[str, Tensor]:
     """Random weights under the published files' names."""
     ours = UNet(PUBLISHED, (256, 256)).state_dict()
     state = {}
-    for name, (theirs,) in adm.names(ours, PUBLISHED).items():
+    for name, (theirs,) in adm.parameter_names(ours, PUBLISHED).items():
         value = torch.randn(ours[name].shape)
         state[theirs] = value[..., None] if re.search(r"(qkv|proj_out)\.weight$", theirs) else value
     return state

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from ilvr_lightning.checkpoints.find import _newest_first, newest_checkpoint
+from ilvr_lightning.checkpoints.find import newest_checkpoint, newest_first
 from ilvr_lightning.config.schema import Config
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.runtime.command import say
@@ -150,7 +150,7 @@ def newest_intact_checkpoint(root: Path) -> Path | None:
     """The newest run's last.ckpt under a folder, its best.ckpt where that does not read back whole, and so on."""
     from ilvr_lightning.training.checkpointing import is_intact
 
-    folders = dict.fromkeys(path.parent for path in _newest_first(root, "checkpoints/*.ckpt"))
+    folders = dict.fromkeys(path.parent for path in newest_first(root, "checkpoints/*.ckpt"))
     for path in (folder / name for folder in folders for name in ("last.ckpt", "best.ckpt")):
         if is_intact(path):
             return path

@@ -297,7 +297,7 @@ def test_shipped_model_where_there_is_no_run(
     export(load_denoiser(checkpoint, "raw", say=None), "safetensors", shipped / "other")
     monkeypatch.chdir(tmp_path)
     for module in ("checkpoints.find", "sampling.reproduce"):
-        monkeypatch.setattr(f"ilvr_lightning.{module}.SHIPPED", shipped)
+        monkeypatch.setattr(f"ilvr_lightning.{module}.BUNDLED", shipped)
 
     def said(*argv: object) -> str:
         asked = [] if "--reproduce" in argv else ["--steps", 2, "--num-samples", 1, "--unconditional", "--device=cpu"]
@@ -484,7 +484,7 @@ def test_no_checkpoint_at_all(
     references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ilvr_lightning.checkpoints.find.SHIPPED", tmp_path / "data" / "pretrained")
+    monkeypatch.setattr("ilvr_lightning.checkpoints.find.BUNDLED", tmp_path / "data" / "pretrained")
     assert "--ckpt is missing, there is no run" in refused(capsys, "--ref", references / "a.png")
 
 
