@@ -42,15 +42,6 @@ class ModelDescription:
         """The names of the assumed settings."""
         return {assumption.partition("=")[0] for assumption in self.assumed}
 
-    @property
-    def attention_widths(self) -> set[int]:
-        """The channels of every feature map that has self-attention: at the chosen levels, and in the middle."""
-        model = self.model
-        widths = [model.channels * mult for mult in model.channel_mult]
-        heights = [self.image_shape[1] // model.patch_size // 2**level for level in range(len(widths))]
-        chosen = {w for w, height in zip(widths, heights, strict=True) if height in model.attention_resolutions}
-        return chosen | {widths[-1]}
-
     def lines(self) -> list[str]:
         """The description for a reader, in aligned lines."""
         height, width = self.image_shape[1:]
@@ -147,6 +138,12 @@ class Overrides:
         if size < 1 or size % multiple or size > MAX_SIDE:
             raise UserError(f"override image_size: must be a multiple of {multiple}, up to {MAX_SIDE}: got {size}")
         return int(size)
+
+
+def attention_widths(model: UNetConfig, image_height: int) -> set[int]:
+    """The channels of the feature maps that have self-attention: at the chosen levels, and in the middle."""
+    height, widths = image_height // model.patch_size, [model.channels * mult for mult in model.channel_mult]
+    return {width for i, width in enumerate(widths) if height // 2**i in model.attention_resolutions} | {widths[-1]}
 
 
 def multipliers(widths: list[int], channels: int) -> tuple[int, ...]:

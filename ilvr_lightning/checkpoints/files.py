@@ -122,9 +122,9 @@ def file_version(path: Path) -> FileVersion:
 
 def is_intact(path: Path) -> bool:
     """Whether a file is a complete checkpoint of torch 1.6 or later, each byte as its checksums say."""
-    if not path.is_file():  # a pipe may never end
-        return False
     try:
+        if not path.is_file():  # a pipe may never end
+            return False
         with zipfile.ZipFile(path) as file:
             # What is compressed cannot be mapped, and torch does not write it.
             return all(e.compress_type == zipfile.ZIP_STORED for e in file.infolist()) and file.testzip() is None
@@ -139,22 +139,22 @@ def _open(path: Path) -> tuple[Any, dict[str, str]]:
             warnings.simplefilter("ignore")  # about pickles, which are refused
             start = file.read(32)
             file.seek(0)
-            is_zip = start.startswith(ZIP_START)
             if start.startswith(b"version https://git-lfs"):
                 raise UserError(f"{path} is a Git LFS pointer to a checkpoint; fetch the file itself with git lfs pull")
-            if is_zip and not zipfile.is_zipfile(path):
-                raise UserError(f"{path} is no checkpoint, or a truncated one: its end is missing; fetch it again")
-            if is_zip and not is_intact(path):
-                raise UserError(f"{path} is no checkpoint, or a damaged one: a checksum is wrong; fetch it again")
-            if not is_zip and start[8:9] == b"{":  # the length of a JSON header, and the header
+            if start.startswith(ZIP_START):
+                if not zipfile.is_zipfile(path):
+                    raise UserError(f"{path} is no checkpoint, or a truncated one: its end is missing; fetch it again")
+                if not is_intact(path):
+                    raise UserError(f"{path} is no checkpoint, or a damaged one: a checksum is wrong; fetch it again")
+                # torch.load maps files that it opens by itself, and takes every .safetensors for one.
+                if path.suffix != ".safetensors":
+                    return torch.load(path, map_location="cpu", weights_only=True, mmap=True), {}
+            elif start[8:9] == b"{":  # the length of a JSON header, and the header
                 with safe_open(path, framework="pt") as opened:
                     return load_file(path), opened.metadata() or {}
-            if not is_zip and OLD_TORCH_MAGIC not in start:
+            elif OLD_TORCH_MAGIC not in start:
                 raise ValueError("its format is neither torch's nor safetensors'")
-            # torch.load goes by the suffix where it is given a path.
-            mapped = is_zip and path.suffix != ".safetensors"
-            source = path if mapped else file
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped), {}
+            return torch.load(file, map_location="cpu", weights_only=True), {}
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -173,7 +173,10 @@ def _open(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _find_state_dict(path: Path, content: Any, weights: Weights) -> tuple[dict[str, Tensor], bool | None]:
-    """A file's state dict: all of it, or what lies under a name of WRAPPERS, or first (ema: last) in a list."""
+    """The state dict of a file, and whether it holds an average (None: unknown).
+
+    It is the whole content, lies under a name of AVERAGES or WRAPPERS, or is the first (ema: the last) of a list.
+    """
     if _is_state_dict(content):
         return content, None
     found = type(content).__name__
@@ -218,6 +221,7 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without what training code puts before every name."""
     # A LightningModule of this project has its network under this name, whatever else it holds.
     state = {name: value for name, value in state.items() if name.startswith("network.")} or state
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):

@@ -117,13 +117,17 @@ def test_what_the_scheduler_does_and_sampling_does_not_is_noted(tmp_path: Path) 
         ({"num_class_embeds": 10}, "num_class_embeds=10"),
         ({"add_attention": False}, "add_attention=False"),
         ({"block_out_channels": [32, 48]}, "multiples of 32"),
-        ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "they must match"),
+        ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "['AttnUpBlock2D', 'UpBlock2D'] does"),
+        ({"up_block_types": ["UpBlock2D"]}, "up_block_types=['UpBlock2D'] does not load"),
         ({"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}, "CrossAttnDownBlock2D"),
         ({"down_block_types": 3}, "no readable UNet2DModel"),
-        ({"layers_per_block": "many"}, "must be a positive integer"),
+        ({"layers_per_block": "many"}, "make no network"),
+        ({"layers_per_block": 3}, "is missing"),
+        ({"out_channels": 4}, "out_channels=4 does not load; 3 does"),
+        ({"attn_norm_num_groups": 8}, "attn_norm_num_groups=8 does not load; 16 does"),
         ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift=ada_group"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups"),
-        ({"downsample_type": "resnet"}, "at some levels"),
+        ({"downsample_type": "resnet"}, "up_block_types="),
     ],
 )
 def test_networks_that_do_not_fit(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -153,7 +157,9 @@ def test_schedulers_that_do_not_fit(scheduler: dict[str, Any], message: str, tmp
     [
         {"sample_size": [1, 2, 3]}, {"sample_size": "abc"}, {"in_channels": "z"}, {"in_channels": -1},
         {"block_out_channels": [0, 64]}, {"layers_per_block": 10**24}, {"norm_num_groups": 1.5},
-        {"attention_head_dim": -1}, {"attention_head_dim": 10**9}, {"sample_size": 10**9},
+        {"attention_head_dim": -1}, {"attention_head_dim": 10**9}, {"sample_size": 10**9}, {"attention_head_dim": 0},
+        {"block_out_channels": [65536] * 500}, {"block_out_channels": []}, {"down_block_types": []},
+        {"down_block_types": [{}, 3]}, {"block_out_channels": "8"}, {"block_out_channels": [32.0, "x"]},
     ],
 )  # fmt: skip
 def test_hostile_configurations(change: dict[str, Any], tmp_path: Path) -> None:

@@ -5,7 +5,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, model_config, multipliers
+from ilvr_lightning.checkpoints.description import (
+    ModelDescription,
+    Overrides,
+    attention_widths,
+    model_config,
+    multipliers,
+)
 from ilvr_lightning.checkpoints.families.family import Export, Family, FileContent, ParameterNames, TensorDict
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
@@ -180,7 +186,8 @@ def refusal(description: ModelDescription) -> str | None:
         return f"ADM's code has no model.timestep_scale={model.timestep_scale}"
     if any(model.channels * mult % 32 for mult in model.channel_mult):
         return "ADM's network needs widths that 32 divides"
-    if model.num_head_channels != -1 and any(w % model.num_head_channels for w in description.attention_widths):
+    widths = attention_widths(model, description.image_shape[1])
+    if model.num_head_channels != -1 and any(width % model.num_head_channels for width in widths):
         return f"ADM's network needs widths that model.num_head_channels={model.num_head_channels} divides"
     if description.image_shape[1] != description.image_shape[2]:
         return "ADM's images are square"

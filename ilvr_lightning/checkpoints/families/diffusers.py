@@ -171,7 +171,7 @@ def _exported_files(description: ModelDescription, weights: TensorDict, out: Pat
     }
     return {
         out / "unet" / WEIGHT_FILES[0]: (state, {"format": "pt"}),
-        out / "unet/config.json": _json(diffusers_unet.config_of(description)),
+        out / "unet/config.json": _json(diffusers_unet.config_of(description.model, description.image_shape)),
         out / "scheduler/scheduler_config.json": _json(diffusers_scheduler.config_of(description)),
         out / "model_index.json": _json(index),
     }

@@ -62,12 +62,14 @@ def describe_checkpoint(content: Mapping[str, Any]) -> ModelDescription:
     if "step" in facts and type(batch_size) is int:
         facts["images seen"] = facts["step"] * batch_size
     for state in content.get("callbacks", {}).values():
+        if not isinstance(state, dict):
+            continue
         for key, fact in (("best", "best val/loss"), ("last", "val/loss")):
-            if isinstance(state, dict) and isinstance(state.get(key), float):
+            if isinstance(state.get(key), float):
                 facts[fact] = round(state[key], 6)
-        if isinstance(state, dict) and isinstance(state.get("training_seconds"), float):
+        if isinstance(state.get("training_seconds"), float):
             facts["hours of training"] = round(state["training_seconds"] / 3600, 2)
-        if isinstance(state, dict) and state.get("calibrated_at") == content.get("global_step"):
+        if state.get("calibrated_at") == content.get("global_step"):
             gains = state.get("octave_gains")
     return ModelDescription(
         kind="ilvr_lightning checkpoint",
