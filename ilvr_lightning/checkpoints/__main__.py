@@ -28,14 +28,14 @@ def main(argv: Sequence[str]) -> int:
 
 def make_parser() -> Parser:
     """The parser of both commands; what loads and what is written comes from the families."""
-    formats = export_formats()
+    formats, epilog = export_formats(), f"PATH is {what_loads()}."
     parser = Parser(prog="python -m ilvr_lightning.checkpoints", description="Inspect checkpoints, and convert them.")
     commands = parser.add_subparsers(required=True, metavar="inspect|export")
     look = commands.add_parser(
-        "inspect", help="print what a checkpoint is: kind, hyper-parameters, schedule, EMA", epilog=what_loads()
+        "inspect", help="print what a checkpoint is: kind, hyper-parameters, schedule, EMA", epilog=epilog
     )
     look.set_defaults(run=inspect)
-    out = commands.add_parser("export", help=f"write a checkpoint as {', '.join(formats)}", epilog=what_loads())
+    out = commands.add_parser("export", help=f"write a checkpoint as {', '.join(formats)}", epilog=epilog)
     out.set_defaults(run=export)
     for each in (look, out):
         each.add_argument("checkpoint", type=Path, metavar="PATH", help="a checkpoint, as a file or a folder")

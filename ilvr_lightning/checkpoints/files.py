@@ -175,7 +175,7 @@ def _open(path: Path) -> tuple[Any, dict[str, str]]:
 def _find_state_dict(path: Path, content: Any, weights: Weights) -> tuple[dict[str, Tensor], bool | None]:
     """The state dict of a file, and whether it holds an average (None: unknown).
 
-    It is the whole content, lies under a name of AVERAGES or WRAPPERS, or is the first (ema: the last) of a list.
+    It is all of the content, lies under a name of AVERAGES or WRAPPERS, or is the first (ema: the last) of a list.
     """
     if _is_state_dict(content):
         return content, None

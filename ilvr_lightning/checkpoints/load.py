@@ -152,7 +152,7 @@ def identify(path: Path, weights: Weights = "ema", overrides: Mapping[str, Any] 
     file = path if not path.is_dir() else next(filter(None, (f.weights_in(path) for f in FAMILIES.values())), None)
     if file is None:
         files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
-        raise UserError(f"the folder {path} holds {files}; {what_loads()}")
+        raise UserError(f"the folder {path} holds {files}; what loads: {what_loads()}")
     return describe_weights(read_weights(file, weights), overrides)
 
 
@@ -167,9 +167,10 @@ def describe_weights(state: StateDict, overrides: Mapping[str, Any] | None = Non
             with _prefix_errors(state.path):
                 description = family.describe(state, Overrides(overrides, family.overridable, family.name))
             return CheckpointInfo(family=family, description=description, state=state)
-    some = ", ".join(list(state.tensors)[:3])
+    first = ", ".join(list(state.tensors)[:3])
     raise UserError(
-        f"{state.path} holds {len(state.tensors)} weights of an unknown network ({some} ...); {what_loads()}"
+        f"{state.path} holds {len(state.tensors)} weights of an unknown network ({first} ...); "
+        f"what loads: {what_loads()}"
     )
 
 

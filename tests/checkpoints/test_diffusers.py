@@ -85,8 +85,8 @@ def test_the_hash_covers_the_settings(tmp_path: Path) -> None:
 def test_diffusers_scheduler(scheduler: dict[str, Any], schedule: str | None, tmp_path: Path) -> None:
     save_folder(tmp_path, random_unet(PLAIN), **scheduler, prediction_type="v_prediction", clip_sample=False)
     loaded = load_denoiser(tmp_path, say=None)
-    theirs = DDPMScheduler(**scheduler).alphas_cumprod.double()
-    torch.testing.assert_close(loaded.schedule.alphas_cumprod[1:], theirs, rtol=2e-5, atol=1e-9)
+    expected = DDPMScheduler(**scheduler).alphas_cumprod.double()
+    torch.testing.assert_close(loaded.schedule.alphas_cumprod[1:], expected, rtol=2e-5, atol=1e-9)
     assert loaded.prediction_type == "v" and loaded.clip is False
     assert (loaded.description.diffusion.betas is None) == (schedule is not None)
     if schedule is not None:

@@ -1,4 +1,4 @@
-"""Reading files: told by their content, opened once, nothing executed, and every bad file refused in one line."""
+"""Reading files: recognised by their content, opened once, nothing executed, and every bad file refused in one line."""
 
 import ctypes
 import gc
@@ -174,7 +174,7 @@ def test_nothing_in_a_file_is_executed(zipped: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_named_safetensors_is_told_by_its_content(zipped: bool, tmp_path: Path) -> None:
+def test_a_pickle_named_safetensors_is_recognised_by_its_content(zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     torch.save(golden.filled_state("plain"), path, _use_new_zipfile_serialization=zipped)
     loaded = load_denoiser(path, overrides=golden.overrides("plain"), say=None)
@@ -322,7 +322,7 @@ def test_weights_that_the_file_does_not_hold(tmp_path: Path) -> None:
 def test_what_is_found_is_said(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}, tmp_path / "other.pt")
     message = refused(tmp_path / "other.pt")
-    assert "2 weights of an unknown network (fc.weight, fc.bias" in message and "what loads is" in message
+    assert "2 weights of an unknown network (fc.weight, fc.bias" in message and "what loads: " in message
     torch.save({"lr": 0.1, "epoch": 3}, tmp_path / "none.pt")
     assert "no checkpoint that loads: found the keys lr, epoch" in refused(tmp_path / "none.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")

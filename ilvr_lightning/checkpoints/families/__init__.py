@@ -10,8 +10,8 @@ FAMILIES: dict[str, Family] = {
 
 
 def what_loads() -> str:
-    """A sentence that lists what loads, for the help and for refusals."""
-    return f"what loads is {'; '.join(family.loads for family in FAMILIES.values())}"
+    """A list of what loads, for the help and for refusals."""
+    return "; ".join(family.loads for family in FAMILIES.values())
 
 
 def export_formats() -> dict[str, Export]:

@@ -105,7 +105,9 @@ def describe(state: "StateDict", overrides: Overrides) -> ModelDescription:
     """
     folder = state.path.parent
     if not (folder / "config.json").is_file():
-        raise UserError(f"{state.path} holds a model of diffusers without its config.json; give the whole folder")
+        raise UserError(
+            f"{state.path} holds a model of diffusers without its config.json; give the folder, not the file alone"
+        )
     model, image_shape = diffusers_unet.read_config(_read_unet_config(folder), overrides)
     description = ModelDescription(
         kind="diffusers folder", model=model, image_shape=image_shape, **_diffusion(folder, overrides)
@@ -200,7 +202,7 @@ FAMILY = Family(
     settings_files=settings_files,
     export=Export(
         name="diffusers",
-        writes="a folder for DDPMPipeline.from_pretrained; no patches, one width of attention heads",
+        writes="a folder for DDPMPipeline.from_pretrained (no patches, attention heads of one width)",
         refusal=diffusers_unet.refusal,
         files=_exported_files,
     ),

@@ -101,7 +101,7 @@ def config_of(description: ModelDescription) -> dict[str, Any]:
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.T,
-        "prediction_type": next(name for name, ours in PREDICTIONS.items() if ours == diffusion.prediction),
+        "prediction_type": next(name for name, kind in PREDICTIONS.items() if kind == diffusion.prediction),
         "variance_type": "learned_range" if description.model.learn_sigma else "fixed_small",
         "clip_sample": description.clip,
         "clip_sample_range": 1.0,
