@@ -1,13 +1,14 @@
 """Checkpoints for tests: small ones of every family, made without training, and what a test asks of a loaded one."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.config.schema import Config, DataConfig, DiffusionConfig, GridConfig
@@ -15,6 +16,8 @@ from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
 from tests.support import golden
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # --- this project's own
 
@@ -97,13 +100,17 @@ def own_checkpoint(folder: Path, **model: Any) -> Path:
 
 def random_network(config: UNetConfig, size: tuple[int, int], image_channels: int = 3) -> UNet:
     """A network none of whose layers is zero, as the last ones of residual branches are at first."""
-    network = UNet(config, size, image_channels).eval()
+    return filled(UNet(config, size, image_channels))
+
+
+def filled(module: Module) -> Module:
+    """A network in eval mode, with the same random weights each time; none of its layers is zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, value in network.named_parameters():
+        for name, value in module.named_parameters():
             is_scale = "norm" in name and name.endswith("weight")
             value.copy_(0.05 * torch.randn(value.shape, generator=generator) + is_scale)
-    return network
+    return module.eval()
 
 
 # --- ADM's
@@ -159,20 +166,31 @@ UNETS = {"google": GOOGLE, "plain": PLAIN, "residual": RESIDUAL}
 
 
 def random_unet(settings: dict[str, Any]) -> UNet2DModel:
-    """A UNet2DModel with weights that depend on nothing."""
-    unet = UNet2DModel(**settings)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in unet.named_parameters():
-            is_scale = "norm" in name and name.endswith("weight")
-            value.copy_(0.05 * torch.randn(value.shape, generator=generator) + is_scale)
-    return unet.eval()
+    """A UNet2DModel with random weights."""
+    return filled(UNet2DModel(**settings))
 
 
 def save_folder(folder: Path, unet: UNet2DModel, *, safe: bool = True, **scheduler: Any) -> Path:
     """A folder as diffusers writes it."""
     DDPMPipeline(unet, DDPMScheduler(**scheduler)).save_pretrained(folder, safe_serialization=safe)
     return folder
+
+
+# --- exports
+
+
+def export_target(kind: str, folder: Path) -> Path:
+    """Where an export goes: ADM's is a file."""
+    return folder / ("out.pt" if kind == "adm" else "out")
+
+
+def overrides_of(note: str | None) -> dict[str, Any]:
+    """The overrides that an export says its file must be read with."""
+    words = "" if note is None else note.split("read it with ")[1].replace("--override ", "")
+    pairs = [word.partition("=")[::2] for word in words.split()]
+    booleans = {"True": True, "False": False}
+    return {name: booleans[value] if value in booleans else int(value) if value.lstrip("-").isdigit() else value
+            for name, value in pairs}  # fmt: skip
 
 
 # --- what a test asks
@@ -202,3 +220,11 @@ def refused(path: Path, **settings: Any) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def assert_equal_up_to_rounding(a: LoadedDenoiser, network: Callable[..., Any]) -> None:
+    """A network and another's code or weights give the same output, up to the order of float32 sums."""
+    x, t = torch.randn((2, *a.image_shape), generator=torch.Generator().manual_seed(2)), torch.tensor([1, 40])
+    with torch.no_grad():
+        expected, got = a.network(x, t), network(x, t)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5 * max(1.0, float(expected.abs().max())))
