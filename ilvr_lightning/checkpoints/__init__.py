@@ -1,0 +1,1 @@
+"""Checkpoints: found, read, described, loaded and exported. Each family of files is a module of families/."""

@@ -1,4 +1,4 @@
-"""python -m ilvr_lightning.pretrained inspect PATH | export CKPT --to FORMAT OUT"""
+"""python -m ilvr_lightning.checkpoints inspect PATH | export PATH --to FORMAT OUT"""
 
 import argparse
 import sys
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ilvr_lightning.checkpoints.description import add_override
+from ilvr_lightning.checkpoints.families import export_formats, what_loads
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.runtime.command import Parser, command
 
 if TYPE_CHECKING:
     from ilvr_lightning.checkpoints.load import LoadedDenoiser
+
+MAX_CALIBRATION_IMAGES = 64
+"""A calibration uses at most so many images."""
 
 
 @command
@@ -23,42 +27,42 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_parser() -> Parser:
-    """The two commands."""
-    parser = Parser(prog="python -m ilvr_lightning.pretrained", description="Look into checkpoints, and convert them.")
+    """The parser of both commands; what loads and what is written comes from the families."""
+    formats, epilog = export_formats(), f"PATH is {what_loads()}."
+    parser = Parser(prog="python -m ilvr_lightning.checkpoints", description="Inspect checkpoints, and convert them.")
     commands = parser.add_subparsers(required=True, metavar="inspect|export")
-    look = commands.add_parser("inspect", help="say what a checkpoint is: kind, hyper-parameters, schedule, EMA")
+    look = commands.add_parser(
+        "inspect", help="print what a checkpoint is: kind, hyper-parameters, schedule, EMA", epilog=epilog
+    )
     look.set_defaults(run=inspect)
-    out = commands.add_parser("export", help="write it as safetensors, ADM's .pt or a diffusers folder")
+    out = commands.add_parser("export", help=f"write a checkpoint as {', '.join(formats)}", epilog=epilog)
     out.set_defaults(run=export)
     for each in (look, out):
-        each.add_argument("checkpoint", type=Path, metavar="PATH")
+        each.add_argument("checkpoint", type=Path, metavar="PATH", help="a checkpoint, as a file or a folder")
         add_override(each)
-    out.add_argument("--to", choices=("safetensors", "adm", "diffusers"), required=True)
-    out.add_argument("out", type=Path, metavar="OUT")
+    out.add_argument("--to", choices=tuple(formats), required=True,
+                     help="; ".join(f"{name}: {format.writes}" for name, format in formats.items()))  # fmt: skip
+    out.add_argument("out", type=Path, metavar="OUT", help="the file or folder to write; it must not exist")
     out.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGES",
-                     help="held-out images of what it was trained on, as sample.py --ref takes them, 64 at most: "
-                     "set the presets' octave_gains on them; safetensors alone holds it")  # fmt: skip
-    out.add_argument("--half", action="store_true", help="weights in float16, half the size")
-    out.add_argument("--notes", type=Path, metavar="FILE.md",
-                     help="for the model card: images, their licence, what the model can and cannot do")  # fmt: skip
-    out.add_argument("--picture", type=Path, nargs="+", default=[], metavar="PNG", help="shown in the model card")
+                     help="set the presets' octave_gains on held-out images of the training domain, given as for "
+                     f"sample.py --ref; at most {MAX_CALIBRATION_IMAGES} are used")  # fmt: skip
+    out.add_argument("--half", action="store_true", help="write the weights in float16, half the size")
     out.add_argument("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     return parser
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Print what a checkpoint is, without loading its weights."""
-    from ilvr_lightning.checkpoints.description import gain_lines
+    """Print what a checkpoint is, without copying its weights."""
     from ilvr_lightning.checkpoints.load import identify
 
-    found = identify(args.checkpoint, overrides=dict(args.override))
-    description = found.description
-    network, _ = found.empty_network()
+    info = identify(args.checkpoint, overrides=dict(args.override))
+    description, has_ema = info.description, info.state.has_ema
+    network, _ = info.empty_network()
     kind, *rest = description.lines()
     print(f"kind         {kind}")
-    print("\n".join([*rest, *gain_lines(description)]))
+    print("\n".join([*rest, *description.gain_lines()]))
     print(f"parameters   {sum(p.numel() for p in network.parameters()):,}")
-    print(f"EMA          {'the file does not tell' if found.has_ema is None else 'yes' if found.has_ema else 'no'}")
+    print(f"EMA          {'the file does not say' if has_ema is None else 'yes' if has_ema else 'no'}")
     for name, value in description.facts.items():
         print(f"{name:12} {value}")
     return 0
@@ -66,58 +70,37 @@ def inspect(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Convert a checkpoint."""
-    from ilvr_lightning.checkpoints.export import Options, check_target, note_on_reading
+    from ilvr_lightning.checkpoints.export import check_target, note_on_reading
     from ilvr_lightning.checkpoints.export import export as write
     from ilvr_lightning.checkpoints.load import load_denoiser
 
     check_target(args.out)
-    notes = _read_notes(args)
+    if args.calibrate and not export_formats()[args.to].keeps_gains:
+        keeping = [name for name, format in export_formats().items() if format.keeps_gains]
+        raise UserError(f"--calibrate is for --to {' or '.join(keeping)}; {args.to} cannot hold octave_gains")
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     if args.calibrate:
-        _calibrate(loaded, args)
-    for path in write(loaded, args.to, args.out, Options(half=args.half, notes=notes, pictures=tuple(args.picture))):
+        _calibrate(loaded, args.calibrate)
+    for path in write(loaded, args.to, args.out, args.half):
         print(f"wrote        {path}")
     if (note := note_on_reading(loaded, args.to)) is not None:
         print(f"note         {note}")
     return 0
 
 
-def _read_notes(args: argparse.Namespace) -> str:
-    """The card's notes, once they and the pictures are known to have a place and to be there."""
-    if (args.notes or args.picture) and (args.to != "safetensors" or args.out.suffix == ".safetensors"):
-        raise UserError("--notes and --picture go into a model card: give --to safetensors and a folder")
-    for picture in args.picture:
-        if not picture.is_file():
-            raise UserError(f"--picture: there is no file {picture}")
-    if args.notes is None:
-        return ""
-    try:
-        if args.notes.exists() and not args.notes.is_file():
-            raise OSError("it is no file")  # a pipe or a device, which may never end
-        return str(args.notes.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--notes: {args.notes} cannot be read as text ({error})") from None
-
-
-MOST_IMAGES = 64
-"""That a calibration looks at."""
-
-
-def _calibrate(loaded: "LoadedDenoiser", args: argparse.Namespace) -> None:
+def _calibrate(loaded: "LoadedDenoiser", given: list[str]) -> None:
+    """Replace the octave_gains of a denoiser by those that held-out images call for."""
     import torch
 
-    from ilvr_lightning.checkpoints.description import gain_lines
     from ilvr_lightning.data.references import find_references
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
-    if args.to != "safetensors":
-        raise UserError(f"--calibrate is for --to safetensors; {args.to} has no place for it")
-    references = find_references(args.calibrate, loaded.image_shape, "crop", flag="--calibrate")[:MOST_IMAGES]
+    references = find_references(given, loaded.image_shape, "crop", flag="--calibrate")[:MAX_CALIBRATION_IMAGES]
     images = torch.stack([r.tensor for r in references])
     print(f"calibrating  on {len(images)} images ...", flush=True)
     gains = calibrate_presets(loaded, loaded.schedule, images, clip=loaded.clip)
     loaded.description = replace(loaded.description, octave_gains=gains)
-    print("\n".join(gain_lines(loaded.description)))
+    print("\n".join(loaded.description.gain_lines()))
     every = [gain for by_factor in gains.values() for each in by_factor.values() for gain in each]
     if any(abs(gain - 1) > MAX_CHANGE - 1e-3 for gain in every):
         print("note         a gain is at its limit: are the images of the training domain, and enough of them?")

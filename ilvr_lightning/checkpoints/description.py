@@ -1,9 +1,10 @@
-"""What a checkpoint turned out to be."""
+"""The description of a checkpoint, and what a user may add to it."""
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ilvr_lightning.config.schema import MAX_SIDE, DiffusionConfig
 from ilvr_lightning.diffusion.plan import Gains
@@ -11,42 +12,43 @@ from ilvr_lightning.errors import UserError, did_you_mean
 from ilvr_lightning.models.config import UNetConfig
 
 FULL_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64, (1, 2, 2, 2): 32}
-"""Image size by multipliers, in the published tables of ADM and improved-diffusion."""
+"""The published code of ADM and improved-diffusion has these multipliers for these image sizes in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """A checkpoint's hyper-parameters, whoever wrote it."""
+    """The hyper-parameters of a checkpoint of any family."""
 
     kind: str
-    """What it was recognised as, in words."""
+    """What the checkpoint was recognised as, in words."""
     model: UNetConfig
     image_shape: tuple[int, int, int]
     """(C, H, W)."""
     diffusion: DiffusionConfig
     clip: bool = True
-    """Whether its own sampler clips the predicted x_0."""
+    """Whether its authors' sampler clips the predicted x_0 to [-1, 1]."""
     assumed: tuple[str, ...] = ()
-    """What the file does not tell, as name=value (why)."""
+    """The settings that the file does not contain, as "name=value (reason)"."""
     config: dict[str, Any] | None = None
-    """The whole configuration of the run that trained it."""
+    """The complete configuration of the run that trained it, where the file holds one."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What is known of its training: step, val_loss."""
+    """What the file says about its training, such as its step and its validation loss."""
     octave_gains: dict[str, dict[int, Gains]] = field(default_factory=dict)
-    """By preset and factor, what gives the octaves above the filter's frequencies the energy of real images."""
+    """The calibrated gains by preset and factor: they give the octaves above the filter's frequencies the energy of
+    real images."""
 
     @property
     def assumed_names(self) -> set[str]:
-        """Names of what was assumed."""
+        """The names of the assumed settings."""
         return {assumption.partition("=")[0] for assumption in self.assumed}
 
     def lines(self) -> list[str]:
-        """The description for a reader, a line each."""
+        """The description for a reader, in aligned lines."""
         height, width = self.image_shape[1:]
         defaults = UNetConfig()
         always = ("channels", "channel_mult", "num_res_blocks", "attention_resolutions", "learn_sigma")
         model = [
-            f"{f.name}={_short(getattr(self.model, f.name))}"
+            f"{f.name}={_written(getattr(self.model, f.name))}"
             for f in dataclasses.fields(UNetConfig)
             if f.name in always or getattr(self.model, f.name) != getattr(defaults, f.name)
         ]
@@ -59,92 +61,106 @@ class ModelDescription:
             lines += [f"assumed      {'; '.join(self.assumed)}"]
         return lines
 
+    def gain_lines(self) -> list[str]:
+        """The octave_gains for a reader, in one line per preset."""
+        lines = []
+        for preset, by_factor in self.octave_gains.items():
+            each = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
+            lines.append(f"{preset:12} octave_gains {', '.join(each)}")
+        return lines
 
-def gain_lines(description: ModelDescription) -> list[str]:
-    """octave_gains for a reader, a line a preset."""
-    lines = []
-    for preset, by_factor in description.octave_gains.items():
-        each = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
-        lines.append(f"{preset:12} octave_gains {', '.join(each)}")
-    return lines
 
-
-def _short(value: Any) -> str:
+def _written(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 class Overrides:
-    """A user's word for what a foreign file cannot tell, under ADM's flag names.
+    """The settings that a user gives because a third-party file does not contain them, under ADM's flag names.
 
     Args:
         given: name -> value.
-        known: the names that this kind of file leaves open, with the type of each.
-        kind: the kind of file.
+        overridable: the names that may be given for this family of checkpoints, with their types.
+        family: the name of the family.
 
     Raises:
-        UserError: a name that is not open, or a value of another type.
+        UserError: a name cannot be overridden, or a value is of another type.
     """
 
-    def __init__(self, given: dict[str, Any] | None, known: dict[str, type], kind: str) -> None:
+    def __init__(self, given: Mapping[str, Any] | None, overridable: Mapping[str, type], family: str) -> None:
         self.given = dict(given or {})
         self.assumed: list[str] = []
         for name, value in self.given.items():
-            if not isinstance(name, str) or name not in known:
-                name = str(name)
-                hint = did_you_mean(name, list(known)) if known else "the file tells all by itself; leave overrides out"
-                raise UserError(f"overrides[{name!r}] is not open in {kind}: {hint}")
-            if type(value) is not known[name]:
-                raise UserError(f"overrides[{name!r}] must be of type {known[name].__name__}: got {value!r}")
+            if name not in overridable:
+                hint = did_you_mean(name[:100], list(overridable)) if overridable else "leave the override out"
+                raise UserError(f"override {name[:100]}: a checkpoint of {family} has no such override; {hint}")
+            if type(value) is not overridable[name]:
+                raise UserError(f"override {name}: must be of type {overridable[name].__name__}: got {value!r}")
 
-    def take(self, name: str, default: Any, why: str) -> Any:
-        """The given value, else the default, which is noted as an assumption."""
+    def get(self, name: str, default: Any, reason: str) -> Any:
+        """The given value, or else the default, which is noted as an assumption."""
         if name in self.given:
             return self.given[name]
-        self.assumed.append(f"{name}={default} ({why})")
+        self.assumed.append(f"{name}={default} ({reason})")
         return default
 
-    def diffusion(self, **settings: Any) -> DiffusionConfig:
-        """The schedule, which no state dict tells."""
+    def diffusion(self, prediction: Literal["eps", "x0"] = "eps") -> DiffusionConfig:
+        """The noise schedule, which no bare state dict contains, with what the network predicts.
+
+        Raises:
+            UserError: the given settings make none.
+        """
         name, known = self.given.get("noise_schedule", "linear"), ("linear", "cosine")
         if name not in known:
-            raise UserError(f"overrides['noise_schedule'] must be {' or '.join(known)}: got {name!r}")
+            raise UserError(f"override noise_schedule: must be {' or '.join(known)}: got {name!r}")
         try:
             return DiffusionConfig(
-                schedule=self.take("noise_schedule", "linear", "the published default"),
-                num_timesteps=self.take("diffusion_steps", 1000, "the published default"),
-                **settings,
+                schedule=self.get("noise_schedule", "linear", "the published default"),
+                num_timesteps=self.get("diffusion_steps", 1000, "the published default"),
+                prediction=prediction,
             )
         except ValueError as error:
-            raise UserError(f"overrides: {error}") from None
+            raise UserError(f"override noise_schedule or diffusion_steps: {error}") from None
 
     def image_size(self, channel_mult: tuple[int, ...], attention_levels: list[int]) -> int:
-        """By the published tables; else as if attention began at 16 px."""
+        """The image size in pixels: the published one for these multipliers, or else as if attention began at 16 px.
+
+        Raises:
+            UserError: the levels do not divide the given size.
+        """
         if channel_mult in FULL_SIZES:
-            size, why = FULL_SIZES[channel_mult], f"the published size for channel_mult {_short(channel_mult)}"
+            size, reason = FULL_SIZES[channel_mult], f"the published size for channel_mult {_written(channel_mult)}"
         else:
             first = min(attention_levels, default=len(channel_mult) - 1)
-            size = max(16 << first, 2 ** (len(channel_mult) - 1))
-            why = "a guess: as if attention began at 16 px; tell it if it is another"
-        size = self.take("image_size", size, why)
+            size = min(max(16 << first, 2 ** (len(channel_mult) - 1)), MAX_SIDE)
+            reason = "a guess, as if attention began at 16 px; override it if it is wrong"
+        size = self.get("image_size", size, reason)
         multiple = 2 ** (len(channel_mult) - 1)
         if size < 1 or size % multiple or size > MAX_SIDE:
-            raise UserError(f"overrides['image_size'] must be a multiple of {multiple}, up to {MAX_SIDE}: got {size}")
+            raise UserError(f"override image_size: must be a multiple of {multiple}, up to {MAX_SIDE}: got {size}")
         return int(size)
 
 
+def attention_widths(model: UNetConfig, image_height: int) -> set[int]:
+    """The channels of the feature maps that have self-attention: at the chosen levels, and in the middle."""
+    height, widths = image_height // model.patch_size, [model.channels * mult for mult in model.channel_mult]
+    return {width for i, width in enumerate(widths) if height // 2**i in model.attention_resolutions} | {widths[-1]}
+
+
 def multipliers(widths: list[int], channels: int) -> tuple[int, ...]:
-    """Widths of the levels as multiples of the first.
+    """The widths of the levels as multiples of the base width.
 
     Raises:
-        UserError: they are none.
+        UserError: they are no multiples.
     """
     if not channels or any(width % channels or not width for width in widths):
-        raise UserError(f"a network with levels of {widths} channels: they must be multiples of {channels}")
+        raise UserError(
+            f"a network with levels of {widths} channels does not load: they must be multiples of {channels}"
+        )
     return tuple(width // channels for width in widths)
 
 
 def model_config(**settings: Any) -> UNetConfig:
-    """A UNetConfig from a file's or a user's numbers.
+    """A UNetConfig from the numbers of a file or of a user.
 
     Raises:
         UserError: they make none.
@@ -156,18 +172,19 @@ def model_config(**settings: Any) -> UNetConfig:
 
 
 def add_override(parser: argparse.ArgumentParser) -> None:
-    """The flag for what a foreign checkpoint cannot tell."""
+    """Add --override, for the settings that a third-party checkpoint does not contain."""
     parser.add_argument(
         "--override", type=_override, action="append", default=[], metavar="KEY=VALUE",
-        help="what a foreign checkpoint cannot tell, under ADM's flag names, as num_heads=4; as often as needed",
+        help="a setting that a third-party checkpoint does not contain, under ADM's flag name, such as num_heads=4; "
+        "may be given several times",
     )  # fmt: skip
 
 
 def _override(text: str) -> tuple[str, int | bool | str]:
-    """KEY=VALUE with a whole number, true, false or a word for its value."""
+    """KEY=VALUE, whose value is an integer, true, false or a word."""
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise argparse.ArgumentTypeError(f"got {text!r}; give KEY=VALUE, as in num_heads=4")
+        raise argparse.ArgumentTypeError(f"got {text!r}; give KEY=VALUE, such as num_heads=4")
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
     try:

@@ -1,68 +1,68 @@
-"""Run folders: <root>/<config name>/<run name>/{config.yaml, checkpoints, grids}, over all ranks and restarts."""
+"""Which checkpoint a command uses: the given one, the newest run's, or a bundled model."""
 
 import re
 from pathlib import Path
 
 from ilvr_lightning.errors import UserError
 
+BUNDLED = Path(__file__).parents[2] / "data" / "pretrained"
+"""The bundled models lie here in a clone of the repository, in one folder each."""
+
+DEFAULT_MODEL = "toon64"
+"""The bundled model that samples where there is neither --ckpt nor a run."""
+
 
 def newest_checkpoint(root: Path) -> Path | None:
-    """The last.ckpt under a folder that was written last."""
-    return next(iter(checkpoints_below(root, "checkpoints/last.ckpt")), None)
+    """The newest last.ckpt of the runs under a folder; None if there is none."""
+    return next(iter(newest_first(root, "checkpoints/last.ckpt")), None)
 
 
-def checkpoints_below(root: Path, pattern: str) -> list[Path]:
-    """The files that match, the newest first."""
+def newest_first(root: Path, pattern: str) -> list[Path]:
+    """The files under a folder that match a pattern, the newest first."""
     found: list[tuple[float, Path]] = []
     for path in root.rglob(pattern):
         try:
             found.append((path.stat().st_mtime, path))
         except OSError:
-            continue  # another run removes its own
+            continue  # another process removes its own files
     return [path for _, path in sorted(found, reverse=True)]
 
 
-SHIPPED = Path(__file__).parents[2] / "data" / "pretrained"
-"""The models that come with a clone, a folder each."""
+def bundled_models() -> list[str]:
+    """The names of the bundled models, which --ckpt takes too."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model.safetensors"))
 
 
-DEFAULT_SHIPPED = "toon64"
-
-
-def shipped_models() -> list[str]:
-    """Their names, which --ckpt takes too."""
-    return sorted(path.parent.name for path in SHIPPED.glob("*/model.safetensors"))
-
-
-def _shipped(name: str) -> Path:
-    """A shipped model's folder, by the short way where the working directory is above it."""
-    folder, here = SHIPPED / name, Path.cwd()
+def _bundled(name: str) -> Path:
+    """The folder of a bundled model, as a relative path if the working directory is above it."""
+    folder, here = BUNDLED / name, Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def find_checkpoint(given: str | None) -> Path:
-    """The checkpoint given, by its path or a shipped model's name; else the newest run's last one; else a shipped one.
+    """The checkpoint given by path or by the name of a bundled model; else the newest run's; else the default model.
 
     Raises:
         UserError: there is none.
     """
     if given == "":
         raise UserError("--ckpt is empty; give a checkpoint, or leave it out")
+    models = bundled_models()
     if given is not None:
         if not re.fullmatch(r"\w{1,100}", given) or Path(given).exists():
             return Path(given)
-        if given not in shipped_models():
+        if given not in models:
             raise UserError(
-                f"--ckpt {given}: there is no such file or folder, and the models that come with the project are "
-                f"{' and '.join(shipped_models()) or 'not here'}"
+                f"--ckpt {given}: there is no such file or folder, and "
+                + (f"the bundled models are {' and '.join(models)}" if models else "no models are bundled here")
             )
-        return _shipped(given)
-    found = newest_checkpoint(Path("runs"))
-    if found is None and DEFAULT_SHIPPED in shipped_models():
-        found = _shipped(DEFAULT_SHIPPED)
-    if found is None:
+        return _bundled(given)
+    newest = newest_checkpoint(Path("runs"))
+    if newest is not None:
+        return newest
+    if DEFAULT_MODEL not in models:
         raise UserError(
-            "--ckpt is missing, there is no run under runs/, and this installation has no data/pretrained: train a "
-            "model with train.py, or give a checkpoint"
+            "--ckpt is missing, there is no run under runs/, and no models are bundled here: train a model with "
+            "train.py, or give a checkpoint"
         )
-    return found
+    return _bundled(DEFAULT_MODEL)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ilvr_lightning.atomic import check_writable, write_atomically
-from ilvr_lightning.checkpoints.find import SHIPPED, find_checkpoint
+from ilvr_lightning.checkpoints.find import BUNDLED, find_checkpoint
 from ilvr_lightning.checkpoints.load import file_sha256, identify, load_denoiser
 from ilvr_lightning.data.images import from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.data.references import Reference, find_references
@@ -95,7 +95,7 @@ def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:
         for pattern in ("*.ckpt", "*.safetensors", "*.pt"):
             yield from source.parent.glob(pattern)
         yield from Path("runs").rglob("*.ckpt")
-        yield from SHIPPED.glob("*/model.safetensors")
+        yield from BUNDLED.glob("*/model.safetensors")
 
     if given is not None:
         found = find_checkpoint(given)

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 
 from ilvr_lightning.atomic import check_writable, remove_partials, write_atomically
 from ilvr_lightning.checkpoints.files import is_intact
-from ilvr_lightning.checkpoints.find import checkpoints_below, newest_checkpoint
+from ilvr_lightning.checkpoints.find import newest_checkpoint, newest_first
 from ilvr_lightning.checkpoints.load import read_run_config
 from ilvr_lightning.config.load import to_yaml
 from ilvr_lightning.config.schema import Config
@@ -204,7 +204,7 @@ def _checkpoint_to_resume(config: Config) -> Path | None:
 
 def _newest_intact_checkpoint(root: Path) -> Path | None:
     """The newest run's last.ckpt, or its best.ckpt if that one is damaged, then the next run's, and so on."""
-    folders = dict.fromkeys(path.parent for path in checkpoints_below(root, "*.ckpt"))
+    folders = dict.fromkeys(path.parent for path in newest_first(root, "*.ckpt"))
     for path in (folder / name for folder in folders for name in ("last.ckpt", "best.ckpt")):
         if is_intact(path):
             return path

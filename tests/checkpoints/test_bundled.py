@@ -1,5 +1,6 @@
-"""The models that come with the project: whole, licensed, calibrated, and neither mush nor grain."""
+"""The bundled models: complete, licensed, calibrated, and neither blurred nor grainy."""
 
+import importlib.util
 import json
 import os
 import struct
@@ -7,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from ilvr_lightning.checkpoints.find import DEFAULT_SHIPPED, SHIPPED, shipped_models
+from ilvr_lightning.checkpoints.find import BUNDLED, DEFAULT_MODEL, bundled_models
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.generate import generate
@@ -27,17 +29,27 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
+def make_card() -> ModuleType:
+    """The script that writes the cards."""
+    spec = importlib.util.spec_from_file_location("make_card", BUNDLED / "make_card.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
 def loaded(name: str) -> LoadedDenoiser:
-    return load_denoiser(SHIPPED / name, say=None)
+    return load_denoiser(BUNDLED / name, say=None)
 
 
 def test_which_models_there_are() -> None:
-    assert shipped_models() == sorted(DATA)
-    assert DEFAULT_SHIPPED in DATA
+    assert bundled_models() == sorted(DATA)
+    assert DEFAULT_MODEL in DATA
 
 
 def test_small_and_in_half_precision(name: str) -> None:
-    path = SHIPPED / name / "model.safetensors"
+    path = BUNDLED / name / "model.safetensors"
     assert path.stat().st_size < 20e6
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
@@ -45,13 +57,17 @@ def test_small_and_in_half_precision(name: str) -> None:
 
 
 def test_card(name: str) -> None:
-    card = (SHIPPED / name / "README.md").read_text()
+    card = (BUNDLED / name / "README.md").read_text()
     licence = "CC BY 4.0" if name == "toon64" else "MIT"
     for words in (licence, "images seen", "hours of training", "val/loss", "modified", "octave_gains", "cannot"):
         assert words in card
     pictures = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if line.startswith("![")]
     assert pictures
-    assert all((SHIPPED / name / picture).is_file() for picture in pictures)
+    assert all((BUNDLED / name / picture).is_file() for picture in pictures)
+
+
+def test_card_says_what_the_weights_say(name: str, make_card: ModuleType) -> None:
+    assert make_card.model_card(BUNDLED / name) == (BUNDLED / name / "README.md").read_text()
 
 
 def test_calibrated(loaded: LoadedDenoiser) -> None:
@@ -79,7 +95,7 @@ def test_follows_held_out_pictures_without_blur_or_grain(name: str, loaded: Load
 
 @pytest.mark.slow
 def test_one_reference_and_no_other_flag_within_a_minute(tmp_path: Path) -> None:
-    """In an empty folder: a grid of four samples, of the model that ships, which is said."""
+    """In an empty folder: a grid of four samples, of the default model, which is named."""
     reference = ROOT / "data" / "references" / "photo_astronaut.png"
     start = time.perf_counter()
     done = subprocess.run(
@@ -87,5 +103,5 @@ def test_one_reference_and_no_other_flag_within_a_minute(tmp_path: Path) -> None
         cwd=tmp_path, check=True, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert time.perf_counter() - start < 60
-    assert f"{DEFAULT_SHIPPED}" in next(line for line in done.stdout.splitlines() if line.startswith("checkpoint"))
+    assert f"{DEFAULT_MODEL}" in next(line for line in done.stdout.splitlines() if line.startswith("checkpoint"))
     assert (tmp_path / "samples" / "photo_astronaut_grid.png").is_file()

@@ -1,4 +1,4 @@
-"""The commands on checkpoints of others: sample.py --ckpt, train.py init_from=."""
+"""The commands on third-party checkpoints: sample.py --ckpt, train.py init_from=."""
 
 import functools
 import json
@@ -106,7 +106,7 @@ FINE_TUNE = (
 def test_fine_tuning_from_an_adm_file(adm_file: Path, train_run: TrainRun, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train_run("fine", *FINE_TUNE, "model.learn_sigma=true", f"init_from={adm_file}", "optim.lr=1e-12")
     said = capsys.readouterr().out
-    assert "init_from" in said and "ADM state dict" in said and "weights taken over" in said
+    assert "init_from" in said and "ADM state dict" in said and "weights copied" in said
     trained = load_denoiser(folder / "checkpoints" / "last.ckpt", say=None).network.state_dict()
     expected = golden.network("ilvr").state_dict()
     assert max(float((trained[name] - value).abs().max()) for name, value in expected.items()) < 1e-6
@@ -121,5 +121,5 @@ def test_fine_tuning_that_does_not_fit(
         *FINE_TUNE, "model.learn_sigma=true", "model.num_res_blocks=2", f"init_from={adm_file}"
     )
     folder = train_run("remade", *FINE_TUNE, f"init_from={adm_file}", "init_remake_head=true")
-    assert "output layer re-made" in capsys.readouterr().out
+    assert "output layer was re-made" in capsys.readouterr().out
     assert not load_denoiser(folder / "checkpoints" / "last.ckpt", say=None).network.config.learn_sigma

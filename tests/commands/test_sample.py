@@ -296,7 +296,7 @@ def test_shipped_model_where_there_is_no_run(
     export(load_denoiser(checkpoint, "raw", say=None), "safetensors", shipped / "other")
     monkeypatch.chdir(tmp_path)
     for module in ("checkpoints.find", "sampling.reproduce"):
-        monkeypatch.setattr(f"ilvr_lightning.{module}.SHIPPED", shipped)
+        monkeypatch.setattr(f"ilvr_lightning.{module}.BUNDLED", shipped)
 
     def said(*argv: object) -> str:
         asked = [] if "--reproduce" in argv else ["--steps", 2, "--num-samples", 1, "--unconditional", "--device=cpu"]
@@ -410,7 +410,10 @@ refused = functools.partial(cli.refused, sample.main)
         ("--ref a.png --range 25:0 5:10", "the range is reversed"),
         ("--unconditional --sweep", "--sweep is for --ref"),
         ("--ref a.png --override num_heads", "--override: got 'num_heads'; give KEY=VALUE"),
-        ("--ref a.png --override num_heads=2", "overrides['num_heads'] is not open in a checkpoint of this project"),
+        (
+            "--ref a.png --override num_heads=2",
+            "override num_heads: a checkpoint of ilvr_lightning has no such override",
+        ),
         ("--ref a.png --start-from 30", "--start-from must be in [1, 25]: got 30"),
         ("--ref a.png --preset paper --eps-extrapolation 1", "--eps-extrapolation is of --reference-noise=matched"),
         ("--ref a.png --sampler ddim --eta -1", "--eta must be between 0 and 1: got -1"),
@@ -431,7 +434,7 @@ refused = functools.partial(cli.refused, sample.main)
         ("--ref data/toon:test[900:]", "it holds 500 images"),
         ("--ref a.png --out text.png/out", "--out: cannot write to"),
         ("--ref a.png --ckpt none.ckpt", "there is no checkpoint"),
-        ("--ref a.png --ckpt toon32", "the models that come with the project are animals64 and toon64"),
+        ("--ref a.png --ckpt toon32", "the bundled models are animals64 and toon64"),
         ("a.png --unconditional", "a.png; a picture is given by --ref"),
         ("--ref a.png --ckpt text.png", "text.png is no checkpoint"),
     ],
@@ -483,7 +486,7 @@ def test_no_checkpoint_at_all(
     references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ilvr_lightning.checkpoints.find.SHIPPED", tmp_path / "data" / "pretrained")
+    monkeypatch.setattr("ilvr_lightning.checkpoints.find.BUNDLED", tmp_path / "data" / "pretrained")
     assert "--ckpt is missing, there is no run" in refused(capsys, "--ref", references / "a.png")
 
 

@@ -766,10 +766,6 @@ def flags_by_hand(_: Valid) -> list[Case]:
         ("export", "tiny.safetensors", "--to", "safetensors", ""), ("export", "tiny.safetensors", "--to", "safetensors",
         f"{OUT}/{'x' * 300}"),
         ("export", "tiny.safetensors", "--to", "safetensors", "a\0b"),
-        ("export", "tiny.safetensors", "--to", "safetensors", f"{OUT}/x", "--notes", "images/00.png"),
-        ("export", "tiny.safetensors", "--to", "safetensors", f"{OUT}/x", "--notes", "in/fifo"),
-        ("export", "tiny.safetensors", "--to", "safetensors", f"{OUT}/x", "--notes", "in/zeros"),
-        ("export", "tiny.safetensors", "--to", "safetensors", f"{OUT}/x", "--picture", "in/fifo"),
         ("export", "tiny.safetensors", "--to", "safetensors", f"{OUT}/x", "--calibrate", "in/fifo"),
         ("explode",),
     ]  # fmt: skip
@@ -930,16 +926,6 @@ def _repeated(valid: Valid) -> bytes:
     return saved({k: storage[: v.numel()].view(v.shape) for k, v in state.items()})
 
 
-def _exploding_key(zipped: bool) -> bytes:
-    """{tuple: 1}, whose hash is of 10^25 items; nothing here may hash it."""
-    key: Any = ("ha",)
-    for _ in range(25):
-        key = (key,) * 10
-    pickled = b"\x80\x02}" + pickle.dumps(key, 2)[2:-1] + b"K\x01s."
-    # Of an old file: magic number, version, system, and in place of {} and [] the content.
-    return torch_zip(pickled) if zipped else saved({}, zipped=False)[:-12] + pickled
-
-
 def hostile_checkpoints(valid: Valid) -> list[tuple[str, str, Content, bool | None]]:
     """(what, name, content, whether it is a checkpoint)."""
     made: list[tuple[str, str, Content, bool | None]] = []
@@ -1000,8 +986,6 @@ def hostile_checkpoints(valid: Valid) -> list[tuple[str, str, Content, bool | No
         "nan": lambda c: c["state_dict"]["network.out.bias"].fill_(float("nan")),
     }.items():  # fmt: skip
         made.append((what, "x.ckpt", _configured(valid, change), None))
-    for zipped in (True, False):
-        made.append((f"a key that explodes, {zipped=}", "x.ckpt", _exploding_key(zipped), False))
     made.append(("only a list that explodes", "x.ckpt", saved(laughs()), False))
     made.append(("a state that holds itself", "x.ckpt", saved({"state_dict": circle()}), False))
     made.append(("a wide network of one number", "x.pt", _wide(valid), False))

@@ -162,13 +162,13 @@ MUTANTS = (
         "sines and cosines exchanged", "conversions of Ho et al.'s checkpoints",
         "models.blocks:timestep_embedding",
         "if flip_sin_to_cos else", "if True else",
-        "checkpoints/test_pretrained.py::test_ddim_layout_is_ho_et_als_network",
+        "checkpoints/test_ddim.py::test_ddim_layout_is_ho_et_als_network",
     ),
     mutant(
         "padding on both sides when downsampling", "conversions of Ho et al.'s checkpoints",
         "models.blocks:Downsample.forward",
         "F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 1, 1, 1))",
-        "checkpoints/test_pretrained.py::test_diffusers_folder",
+        "checkpoints/test_diffusers.py::test_diffusers_folder",
     ),
     mutant(
         "the schedule's buffers averaged with the weights", "lucidrains/denoising-diffusion-pytorch issue 136",

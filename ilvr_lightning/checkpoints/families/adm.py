@@ -1,16 +1,25 @@
-"""State dicts of ADM and its kin: guided-diffusion, improved-diffusion, ilvr_adm, P2-weighting."""
+"""State dicts of ADM and of the code derived from it: guided-diffusion, improved-diffusion, ilvr_adm, P2-weighting."""
 
-import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, model_config, multipliers
-from ilvr_lightning.checkpoints.files import Shape
+from ilvr_lightning.checkpoints.description import (
+    ModelDescription,
+    Overrides,
+    attention_widths,
+    model_config,
+    multipliers,
+)
+from ilvr_lightning.checkpoints.families.family import Export, Family, FileContent, ParameterNames, TensorDict
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 
-OVERRIDABLE = {
+if TYPE_CHECKING:
+    from ilvr_lightning.checkpoints.files import Shape, StateDict
+
+OVERRIDABLE: dict[str, type] = {
     "image_size": int,
     "num_heads": int,
     "num_head_channels": int,
@@ -20,8 +29,17 @@ OVERRIDABLE = {
     "predict_xstart": bool,
     "rescale_timesteps": bool,
 }
-"""ADM's flags that neither names nor shapes tell."""
+"""ADM's flags that neither the names nor the shapes of a state dict show."""
 
+SETTINGS: dict[str, Any] = {
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "patch_size": 1,
+}
+"""ADM's network has these settings of UNet, always."""
 
 RENAMED = {
     r"^time_embedding\.": "time_embed.",
@@ -43,52 +61,52 @@ RENAMED = {
     r"\.skip\.": ".skip_connection.",
     r"^((?:input_blocks|output_blocks|middle_block)\..*)\.out\.": r"\1.proj_out.",
 }
-"""Our names to ADM's, applied in this order."""
+"""UNet's names become ADM's by these replacements, applied in this order."""
 
 
-def recognises(shapes: Mapping[str, Shape]) -> bool:
+def recognises(state: "StateDict") -> bool:
     """Whether a state dict is of this family."""
-    return "input_blocks.0.0.weight" in shapes and "time_embed.0.weight" in shapes
+    return "input_blocks.0.0.weight" in state.tensors and "time_embed.0.weight" in state.tensors
 
 
-def names(ours: Iterable[str], config: UNetConfig) -> dict[str, tuple[str, ...]]:
-    """ADM's name of each of our parameters."""
-    known = set(ours)
-    renamed: dict[str, tuple[str, ...]] = {}
+def parameter_names(parameters: Iterable[str], config: UNetConfig, in_file: Collection[str] = ()) -> ParameterNames:
+    """ADM's names of UNet's parameters."""
+    known = set(parameters)
+    renamed: ParameterNames = {}
     for name in known:
-        theirs = name
+        in_adm = name
         for pattern, replacement in RENAMED.items():
-            theirs = re.sub(pattern, replacement, theirs)
-        if match := re.match(r"decoder\.(\d+)\.resampler\.", theirs):
+            in_adm = re.sub(pattern, replacement, in_adm)
+        if match := re.match(r"decoder\.(\d+)\.resampler\.", in_adm):
             place = 2 if f"decoder.{match[1]}.attention.norm.weight" in known else 1
-            theirs = f"output_blocks.{match[1]}.{place}.{theirs[match.end() :]}"
-        renamed[name] = (theirs,)
+            in_adm = f"output_blocks.{match[1]}.{place}.{in_adm[match.end() :]}"
+        renamed[name] = (in_adm,)
     return renamed
 
 
-def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> ModelDescription:
-    """The architecture, off names and shapes; the rest from overrides or the published defaults.
+def describe(state: "StateDict", overrides: Overrides) -> ModelDescription:
+    """The architecture from names and shapes; the rest from overrides or the published defaults.
 
     Raises:
         UserError: it is a conditional network, no denoiser, or makes no network of this kind.
     """
+    shapes = state.shapes
     _refuse_conditional(shapes)
     levels, blocks = _levels_and_blocks(shapes)
     updown = any(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", n) for n in shapes)
     author = "ADM" if updown else "improved-diffusion"
-    o = Overrides(overrides, OVERRIDABLE, f"an {author} state dict")
 
     channels = shapes["time_embed.0.weight"][1]
     first = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
     mult = multipliers(widths, channels)
     attention = [level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in shapes]
-    size = o.image_size(mult, attention)
-    num_head_channels, num_heads = _heads(o, updown)
-    new_order = o.take("use_new_attention_order", False, "the published default")
-    prediction = "x0" if o.take("predict_xstart", False, "the published default") else "eps"
-    diffusion = o.diffusion(prediction=prediction)
-    rescaled = diffusion.T != 1000 and o.take("rescale_timesteps", not updown, f"the default of {author}")
+    size = overrides.image_size(mult, attention)
+    num_head_channels, num_heads = _heads(overrides, updown)
+    new_order = overrides.get("use_new_attention_order", False, "the published default")
+    predicts_x0 = overrides.get("predict_xstart", False, "the published default")
+    diffusion = overrides.diffusion("x0" if predicts_x0 else "eps")
+    rescaled = diffusion.T != 1000 and overrides.get("rescale_timesteps", not updown, f"the default of {author}")
     image_channels, out_channels = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
     model = model_config(
         channels=channels,
@@ -102,18 +120,19 @@ def describe(shapes: Mapping[str, Shape], overrides: dict[str, Any] | None) -> M
         use_new_attention_order=new_order,
         learn_sigma=out_channels == 2 * image_channels,
         timestep_scale=1000 / diffusion.T if rescaled else 1.0,
+        **SETTINGS,
     )
     return ModelDescription(
         kind=f"{author} state dict",
         model=model,
         image_shape=(image_channels, size, size),
         diffusion=diffusion,
-        assumed=tuple(o.assumed),
+        assumed=tuple(overrides.assumed),
     )
 
 
-def _levels_and_blocks(shapes: Mapping[str, Shape]) -> tuple[int, int]:
-    """How many levels, and residual blocks a level on the way down."""
+def _levels_and_blocks(shapes: "Mapping[str, Shape]") -> tuple[int, int]:
+    """The number of levels, and of residual blocks per level on the way down."""
     outputs = {int(m[1]) for n in shapes if (m := re.match(r"output_blocks\.(\d+)\.", n))}
     # The last block of each level but the finest ends in an upsampling: a convolution, or a residual block.
     upsampling = r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight"
@@ -127,18 +146,20 @@ def _levels_and_blocks(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     return levels, blocks - 1
 
 
-def _heads(o: Overrides, updown: bool) -> tuple[int, int]:
-    """num_head_channels and num_heads; the first wins unless it is -1, and whoever gives the second alone means it."""
-    if "num_heads" in o.given:
-        channels = o.given.get("num_head_channels", -1)
-    elif updown or "num_head_channels" in o.given:
-        channels = o.take("num_head_channels", 64, "the published default")
+def _heads(overrides: Overrides, updown: bool) -> tuple[int, int]:
+    """(num_head_channels, num_heads): the first counts unless it is -1, as it is if the second alone is given."""
+    given = overrides.given
+    if "num_heads" in given:
+        channels = given.get("num_head_channels", -1)
+    elif updown or "num_head_channels" in given:
+        channels = overrides.get("num_head_channels", 64, "the published default")
     else:
         channels = -1
-    return channels, o.take("num_heads", 4, "the published default") if channels == -1 else o.given.get("num_heads", 4)
+    heads = overrides.get("num_heads", 4, "the published default") if channels == -1 else given.get("num_heads", 4)
+    return channels, heads
 
 
-def _refuse_conditional(shapes: Mapping[str, Shape]) -> None:
+def _refuse_conditional(shapes: "Mapping[str, Shape]") -> None:
     if "label_emb.weight" in shapes:
         raise UserError("an ADM state dict of a class-conditional network; ILVR needs an unconditional one")
     if any("transformer_blocks" in name for name in shapes):
@@ -156,53 +177,78 @@ def _refuse_conditional(shapes: Mapping[str, Shape]) -> None:
 
 
 def refusal(description: ModelDescription) -> str | None:
-    """Why ADM's code could not run a network, or None."""
-    model, default, diffusion = description.model, UNetConfig(), description.diffusion
-    for name in ("patch_size", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_num_groups", "norm_eps"):
-        if getattr(model, name) != getattr(default, name):
-            return f"ADM's network has no model.{name}={getattr(model, name)}"
+    """The reason why ADM's code cannot run a network; None if it can."""
+    model, diffusion = description.model, description.diffusion
+    for name, value in SETTINGS.items():
+        if getattr(model, name) != value:
+            return f"ADM's network has model.{name}={value}, and this one {getattr(model, name)}"
     if model.timestep_scale not in (1.0, 1000 / diffusion.T):
-        return f"ADM's code knows no model.timestep_scale={model.timestep_scale}"
+        return f"ADM's code has no model.timestep_scale={model.timestep_scale}"
     if any(model.channels * mult % 32 for mult in model.channel_mult):
         return "ADM's network needs widths that 32 divides"
-    if any(model.channels * m % model.num_head_channels for m in model.channel_mult if model.num_head_channels != -1):
+    widths = attention_widths(model, description.image_shape[1])
+    if model.num_head_channels != -1 and any(width % model.num_head_channels for width in widths):
         return f"ADM's network needs widths that model.num_head_channels={model.num_head_channels} divides"
     if description.image_shape[1] != description.image_shape[2]:
         return "ADM's images are square"
     if diffusion.prediction == "v":
-        return "ADM's code knows no diffusion.prediction=v"
+        return "ADM's code has no diffusion.prediction=v"
     if diffusion.betas is not None:
-        return "ADM's code knows no explicit betas"
+        return "ADM's code has no explicit betas"
     return None
 
 
-def needed_overrides(description: ModelDescription, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """What must be said beside a state dict of ADM so that it is read as this network."""
+def state_dict(description: ModelDescription, weights: TensorDict) -> TensorDict:
+    """Weights under ADM's names, in ADM's shapes: attention's linear layers are convolutions there."""
+    renamed = parameter_names(weights, description.model)
+    is_linear = ("attention.qkv.weight", "attention.out.weight")
+    return {
+        renamed[name][0]: value[..., None] if name.endswith(is_linear) else value for name, value in weights.items()
+    }
+
+
+def _exported_files(description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
+    if out.is_dir() or not out.suffix:
+        raise UserError(f"--to adm writes a file: give a name such as {out}.pt")
+    return {out: (state_dict(description, weights), {})}
+
+
+def note_on_reading(description: ModelDescription, weights: TensorDict) -> str | None:
+    """The overrides with which an exported state dict is read as this network; None if it needs none."""
+    from ilvr_lightning.checkpoints.files import StateDict
+
     model, diffusion = description.model, description.diffusion
-    whole = {
+    one_way_of_heads = "num_heads" if model.num_head_channels == -1 else "num_head_channels"
+    settings: dict[str, Any] = {
         "image_size": description.image_shape[1],
-        "num_head_channels": model.num_head_channels,
-        "num_heads": model.num_heads,
+        one_way_of_heads: getattr(model, one_way_of_heads),
         "use_new_attention_order": model.use_new_attention_order,
         "noise_schedule": diffusion.schedule,
         "diffusion_steps": diffusion.T,
         "predict_xstart": diffusion.prediction == "x0",
-        "rescale_timesteps": model.timestep_scale != 1,
     }
-    if model.num_head_channels != -1:
-        del whole["num_heads"]
-    if diffusion.T == 1000:
-        del whole["rescale_timesteps"]
-    for name in list(whole):
-        without = {key: value for key, value in whole.items() if key != name}
-        if _same(describe(shapes, without), description):
-            whole = without
-    return whole
+    if diffusion.T != 1000:
+        settings["rescale_timesteps"] = model.timestep_scale != 1
+    exported = StateDict(path=Path(), tensors=state_dict(description, weights))
+    assumed = {text.partition(" ")[0] for text in describe(exported, Overrides(None, OVERRIDABLE, "adm")).assumed}
+    needed = [
+        f"--override {setting}" for name, value in settings.items() if (setting := f"{name}={value}") not in assumed
+    ]
+    return f"read it with {' '.join(needed)}" if needed else None
 
 
-def _same(a: ModelDescription, b: ModelDescription) -> bool:
-    """Whether two descriptions are of one network, whatever they say of how they were made."""
-    heads = [[d.model.heads(d.model.channels * m) for m in d.model.channel_mult] for d in (a, b)]
-    models = [dataclasses.replace(d.model, dropout=0.0, num_heads=1, num_head_channels=-1) for d in (a, b)]
-    diffusions = [(d.diffusion.schedule, d.diffusion.T, d.diffusion.prediction) for d in (a, b)]
-    return heads[0] == heads[1] and models[0] == models[1] and diffusions[0] == diffusions[1]
+FAMILY = Family(
+    name="adm",
+    loads="a state dict of ADM (guided-diffusion), improved-diffusion, ilvr_adm or P2-weighting",
+    recognises=recognises,
+    describe=describe,
+    parameter_names=parameter_names,
+    overridable=OVERRIDABLE,
+    export=Export(
+        name="adm",
+        writes="a file for guided-diffusion and ilvr_adm (no patches, no v-prediction)",
+        refusal=refusal,
+        files=_exported_files,
+        note=note_on_reading,
+    ),
+)

@@ -1,29 +1,34 @@
-"""Folders of diffusers: UNet2DModel as google/ddpm-* have it, and its scheduler."""
+"""Folders of diffusers: a UNet2DModel, as google/ddpm-* have it, and its scheduler."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, model_config, multipliers
-from ilvr_lightning.checkpoints.families.diffusers_scheduler import CLIPPING, diffusion_of, read_scheduler
+from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
+from ilvr_lightning.checkpoints.families import diffusers_unet
+from ilvr_lightning.checkpoints.families.family import Export, Family, FileContent, ParameterNames, TensorDict
 from ilvr_lightning.checkpoints.families.naming import NameTable, names_by_level
-from ilvr_lightning.checkpoints.files import Shape, read_json
-from ilvr_lightning.errors import UserError
+from ilvr_lightning.errors import UserError, first_line
 from ilvr_lightning.models.config import UNetConfig
 
-WEIGHTS = "diffusion_pytorch_model"
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from ilvr_lightning.checkpoints.files import StateDict
+
+WEIGHTS = "diffusion_pytorch_model"
+"""A folder's file of weights has this name, with one of several suffixes."""
 
 WEIGHT_FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin", f"{WEIGHTS}.*.safetensors", f"{WEIGHTS}.*.bin")
-"""The last two are variants, as fp16."""
+"""The first of these that a folder holds is read; the last two are variants such as fp16."""
 
-
-OVERRIDABLE = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
-
+MAX_JSON_BYTES = 4_000_000
+"""A settings file is at most this long; 100,000 explicit betas need half of it."""
 
 NAMES = NameTable(
-    whole={
+    top_level={
         "encoder.0.block": "conv_in",
         "time_embedding.0": "time_embedding.linear_1",
         "time_embedding.2": "time_embedding.linear_2",
@@ -43,248 +48,162 @@ NAMES = NameTable(
     attention={"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "out": ("to_out.0",)},
 )
 
-
 OLD_NAMES = replace(NAMES, attention={"norm": ("group_norm",), "qkv": ("query", "key", "value"), "out": ("proj_attn",)})
-"""Of files that were written before attention was renamed, as google/ddpm-* were."""
+"""Files that were written before diffusers renamed attention, such as google/ddpm-*, have these names."""
 
 
-FIXED: dict[str, tuple[Any, ...]] = {
-    "center_input_sample": (False,),
-    "time_embedding_type": ("positional",),
-    "time_embedding_dim": (None,),
-    "mid_block_type": ("UNetMidBlock2D",),
-    "mid_block_scale_factor": (1,),
-    "act_fn": ("silu", "swish"),
-    "add_attention": (True,),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
-}
-"""Settings of UNet2DModel that our network has one value of."""
+def recognises(state: "StateDict") -> bool:
+    """Whether a file is of this family: by its names, or as another kind of model of diffusers, which is refused."""
+    names = {"down_blocks.0.resnets.0.norm1.weight", "time_embedding.linear_1.weight"}
+    return names <= state.tensors.keys() or state.path.name.startswith(WEIGHTS)
 
 
-PLAIN = {"down": "DownBlock2D", "up": "UpBlock2D"}
+def parameter_names(parameters: Iterable[str], config: UNetConfig, in_file: Collection[str]) -> ParameterNames:
+    """diffusers' names of UNet's parameters, in the spelling that a file has."""
+    is_old = any(name.endswith(".query.weight") for name in in_file)
+    return names_by_level(parameters, config, OLD_NAMES if is_old else NAMES)
 
 
-ATTENTION = {"down": "AttnDownBlock2D", "up": "AttnUpBlock2D"}
+def weights_in(folder: Path) -> Path | None:
+    """The weights in a folder or in its unet/, whose config.json is that of a UNet2DModel.
 
-
-RESIDUAL = {"down": "ResnetDownsampleBlock2D", "up": "ResnetUpsampleBlock2D"}
-
-
-def recognises(shapes: Mapping[str, Shape]) -> bool:
-    """Whether a state dict is of this family."""
-    return "down_blocks.0.resnets.0.norm1.weight" in shapes and "time_embedding.linear_1.weight" in shapes
-
-
-def names(ours: Iterable[str], config: UNetConfig, words: NameTable = NAMES) -> dict[str, tuple[str, ...]]:
-    """diffusers' names of each of our parameters."""
-    return names_by_level(ours, config, words)
-
-
-def words_of(shapes: Mapping[str, Shape]) -> NameTable:
-    """The spelling that a file has."""
-    return OLD_NAMES if any(name.endswith(".query.weight") for name in shapes) else NAMES
-
-
-def network_folder(folder: Path) -> Path | None:
-    """The folder with the network's config.json: this one, or unet/ in it."""
-    for candidate in (folder / "unet", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
+    Raises:
+        UserError: it is another kind of model, or its weights are missing or split up.
+    """
+    for network in (folder / "unet", folder):
+        if (network / "config.json").is_file():
+            _read_unet_config(network)
+            if split := next(network.glob(f"{WEIGHTS}*.index.json"), None):
+                raise UserError(f"{network}: its weights are split into several files ({split.name}); save them as one")
+            for pattern in WEIGHT_FILES:
+                if file := next(iter(sorted(network.glob(pattern))), None):
+                    return file
+            raise UserError(f"{network} holds no weights: {' or '.join(WEIGHT_FILES[:2])} is missing")
     return None
 
 
-def weights_file(folder: Path) -> Path:
-    """The weights in a network's folder; a variant where there is nothing else.
+def settings_files(path: Path) -> tuple[Path, ...]:
+    """config.json beside the weights, and scheduler_config.json where there is one."""
+    scheduler = _scheduler_file(path.parent)
+    return (path.parent / "config.json", *([] if scheduler is None else [scheduler]))
+
+
+def _scheduler_file(folder: Path) -> Path | None:
+    """scheduler_config.json of a network's folder: in it, in scheduler/ below, or, for unet/, beside it."""
+    beside = [folder.parent / "scheduler"] if folder.name == "unet" else []
+    for candidate in (folder, folder / "scheduler", *beside):
+        if (candidate / "scheduler_config.json").is_file():
+            return candidate / "scheduler_config.json"
+    return None
+
+
+def describe(state: "StateDict", overrides: Overrides) -> ModelDescription:
+    """The architecture and the scheduler, from the JSON files beside the weights.
 
     Raises:
-        UserError: there are none, or they are split up.
+        UserError: the folder holds another kind of model, or settings that UNet does not have.
     """
-    if split := next(folder.glob(f"{WEIGHTS}*.index.json"), None):
-        raise UserError(f"{folder}: its weights are split into several files ({split.name}); save them as one")
-    for pattern in WEIGHT_FILES:
-        if file := next(iter(sorted(folder.glob(pattern))), None):
-            return file
-    raise UserError(f"{folder} holds no weights: {' or '.join(WEIGHT_FILES[:2])} is missing")
+    folder = state.path.parent
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{state.path} holds a model of diffusers without its config.json; give the folder, not the file alone"
+        )
+    model, image_shape = diffusers_unet.read_config(_read_unet_config(folder), overrides)
+    description = ModelDescription(
+        kind="diffusers folder", model=model, image_shape=image_shape, **_diffusion(folder, overrides)
+    )
+    return replace(description, assumed=tuple(overrides.assumed))
 
 
-def describe(folder: Path, overrides: dict[str, Any] | None) -> ModelDescription:
-    """The architecture and the scheduler, from a folder's JSON files.
+def _diffusion(folder: Path, overrides: Overrides) -> dict[str, Any]:
+    """The schedule, and whether x_0 is clipped."""
+    file = _scheduler_file(folder)
+    if file is None:
+        return {"diffusion": overrides.diffusion()}
+    from ilvr_lightning.checkpoints.families import diffusers_scheduler  # it imports torch, for which no help waits
 
-    Args:
-        folder: with the network's config.json.
-        overrides: for what is missing.
+    scheduler = read_json(file)
+    if given := {"noise_schedule", "diffusion_steps"} & overrides.given.keys():
+        raise UserError(f"override {', '.join(sorted(given))}: the folder's scheduler says it; leave the override out")
+    clip = diffusers_scheduler.clips(scheduler)
+    if scheduler.get("thresholding"):
+        overrides.assumed.append("clip=True (its dynamic thresholding is not done here)")
+    if clip and scheduler.get("clip_sample_range", 1.0) != 1.0:
+        overrides.assumed.append(f"clip to 1 (it clips to {str(scheduler['clip_sample_range'])[:40]})")
+    return {"diffusion": diffusers_scheduler.read_config(scheduler), "clip": clip}
 
-    Raises:
-        UserError: the folder holds another kind of model, or settings that our network has not.
-    """
+
+def _read_unet_config(folder: Path) -> dict[str, Any]:
+    """A network's config.json, once it is known to be that of a UNet2DModel."""
     config = read_json(folder / "config.json")
-    kind = "diffusers folder"
     if (name := config.get("_class_name", "UNet2DModel")) != "UNet2DModel":
-        raise UserError(f"{folder} holds a {name}; of diffusers' models an unconditional UNet2DModel loads")
-    o = Overrides(overrides, OVERRIDABLE, kind)
-    for key, allowed in FIXED.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{folder}: a UNet2DModel with {key}={config[key]} is another network; {allowed[0]} loads")
-    size = o.given.get("image_size", config.get("sample_size"))
-    if size is None:
-        size = o.take("image_size", 32, "a guess: the folder does not tell")
+        raise UserError(f"{folder} holds a {name!s:.100}; of diffusers' models an unconditional UNet2DModel loads")
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        UserError: the file is missing, too long, or holds none.
+    """
     try:
-        height, width = map(int, size if isinstance(size, list | tuple) else (size, size))
-        image_channels = _whole(config, "in_channels", 3)
-        model = _model(config, height)
-        model = replace(model, learn_sigma=int(config.get("out_channels", 3)) == 2 * image_channels)
-    except UserError:
-        raise
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-        raise UserError(f"{folder / 'config.json'} holds no readable UNet2DModel ({error!r:.100})") from None
-    scheduler = read_scheduler(folder)
-    if scheduler is None:
-        diffusion, clip = o.diffusion(), True
-    else:
-        if given := {"noise_schedule", "diffusion_steps"} & o.given.keys():
-            raise UserError(f"overrides: {', '.join(sorted(given))} is in the folder's scheduler; leave it out")
-        diffusion = diffusion_of(scheduler, folder)
-        clip = bool(scheduler.get("clip_sample", scheduler.get("_class_name") in CLIPPING))
-        if scheduler.get("thresholding"):
-            o.assumed.append("clip=True (its dynamic thresholding is not done here)")
-        if clip and scheduler.get("clip_sample_range", 1.0) != 1.0:
-            o.assumed.append(f"clip to 1 (it clips to {scheduler['clip_sample_range']})")
-    return ModelDescription(
-        kind=kind,
-        model=model,
-        image_shape=(image_channels, height, width),
-        diffusion=diffusion,
-        clip=clip,
-        assumed=tuple(o.assumed),
-    )
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise ValueError(f"it has {size} bytes; a settings file has at most {MAX_JSON_BYTES}")
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error, 120)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings")
+    return values
 
 
-def _model(config: dict[str, Any], height: int) -> UNetConfig:
-    """UNet2DModel's settings as ours; what its config leaves out has its defaults."""
-    downs = config.get("down_block_types", (PLAIN["down"], *[ATTENTION["down"]] * 3))
-    ups = config.get("up_block_types", (*[ATTENTION["up"]] * 3, PLAIN["up"]))
-    widths = config.get("block_out_channels", (224, 448, 672, 896))
-    attention = _attention_levels(downs, ups)
-    for width in widths:
-        _whole({"block_out_channels": width}, "block_out_channels", 0)
-    mult = multipliers(list(widths), widths[0])
-    head_dim = None if config.get("attention_head_dim", 8) is None else _whole(config, "attention_head_dim", 8)
-    scale_shift = config.get("resnet_time_scale_shift", "default")
-    if scale_shift not in ("default", "scale_shift"):
-        raise UserError(f"a UNet2DModel with resnet_time_scale_shift={scale_shift}; default and scale_shift load")
-    groups = _whole(config, "norm_num_groups", 32)
-    if scale_shift == "scale_shift" and config.get("attn_norm_num_groups") != groups:
-        raise UserError("a UNet2DModel whose middle attention is not normalised (attn_norm_num_groups); it must be")
-    return model_config(
-        channels=widths[0],
-        channel_mult=mult,
-        num_res_blocks=_whole(config, "layers_per_block", 2),
-        attention_resolutions=tuple(height // 2**level for level in attention),
-        num_head_channels=-1 if head_dim is None else head_dim,
-        num_heads=1,
-        resblock_updown=_residual(config, downs, ups),
-        use_scale_shift_norm=scale_shift == "scale_shift",
-        use_new_attention_order=True,
-        dropout=config.get("dropout", 0.0),
-        downsample_padding=config.get("downsample_padding", 1),
-        flip_sin_to_cos=config.get("flip_sin_to_cos", True),
-        freq_shift=config.get("freq_shift", 0),
-        norm_num_groups=groups,
-        norm_eps=config.get("norm_eps", 1e-5),
-    )
+def _exported_files(description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
+    from ilvr_lightning.checkpoints.families import diffusers_scheduler
 
-
-def _whole(config: dict[str, Any], key: str, default: int) -> int:
-    """A setting that must be a whole number within reason."""
-    value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65536:
-        raise UserError(f"a UNet2DModel with {key}={value!r:.40}; it must be a whole number above 0")
-    return value
-
-
-def _attention_levels(downs: Iterable[str], ups: Iterable[str]) -> list[int]:
-    downs, ups = list(downs), list(ups)
-    for side, kinds in (("down", downs), ("up", ups)):
-        for kind in kinds:
-            if kind not in (PLAIN[side], ATTENTION[side], RESIDUAL[side]):
-                raise UserError(
-                    f"a UNet2DModel with a {kind}; {PLAIN[side]}, {ATTENTION[side]} and {RESIDUAL[side]} load"
-                )
-    attention = [level for level, kind in enumerate(downs) if kind == ATTENTION["down"]]
-    if attention != sorted(len(ups) - 1 - i for i, kind in enumerate(ups) if kind == ATTENTION["up"]):
-        raise UserError(f"a UNet2DModel with attention at other levels down {downs} than up {ups}; they must match")
-    return attention
-
-
-def _residual(config: dict[str, Any], downs: Iterable[str], ups: Iterable[str]) -> bool:
-    """Whether sizes change in residual blocks; all levels that change the size must say the same."""
-    kinds = {
-        (config.get("downsample_type", "conv") == "resnet") if kind == ATTENTION["down"] else kind == RESIDUAL["down"]
-        for kind in list(downs)[:-1]
-    } | {
-        (config.get("upsample_type", "conv") == "resnet") if kind == ATTENTION["up"] else kind == RESIDUAL["up"]
-        for kind in list(ups)[:-1]
+    renamed = parameter_names(weights, description.model, ())
+    state: TensorDict = {}
+    for name, value in weights.items():
+        stacked = _split_before_heads(value, description.model) if ".attention.qkv." in name else value
+        state |= dict(zip(renamed[name], stacked.chunk(len(renamed[name])), strict=True))
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
     }
-    if len(kinds) > 1:
-        raise UserError("a UNet2DModel that resamples by convolutions in some levels and residual blocks in others")
-    return kinds == {True}
-
-
-def refusal(description: ModelDescription) -> str | None:
-    """Why UNet2DModel could not run a network, or None."""
-    model = description.model
-    for name in ("patch_size", "timestep_scale"):
-        if getattr(model, name) != 1:
-            return f"UNet2DModel has no model.{name}={getattr(model, name)}"
-    if len(_head_dims(description)) > 1:
-        return "UNet2DModel has one width of attention heads for all levels, and here they differ"
-    if any(model.channels * mult % model.norm_num_groups for mult in model.channel_mult):
-        return f"UNet2DModel needs widths that model.norm_num_groups={model.norm_num_groups} divides"
-    return None
-
-
-def _head_dims(description: ModelDescription) -> set[int]:
-    """Channels a head at the levels that have attention, the middle among them."""
-    model = description.model
-    heights = [description.image_shape[1] // 2**level for level in range(len(model.channel_mult))]
-    widths = {
-        model.channels * m for m, h in zip(model.channel_mult, heights, strict=True) if h in model.attention_resolutions
-    }
-    widths.add(model.channels * model.channel_mult[-1])
-    return {width // model.heads(width) for width in widths}
-
-
-def unet_config(description: ModelDescription) -> dict[str, Any]:
-    """config.json of a UNet2DModel that is this network."""
-    model = description.model
-    channels, height, width = description.image_shape
-    has_attention = [height // 2**level in model.attention_resolutions for level in range(len(model.channel_mult))]
-    plain = RESIDUAL if model.resblock_updown else PLAIN
-    downs = [ATTENTION["down"] if a else plain["down"] for a in has_attention]
-    ups = [ATTENTION["up"] if a else plain["up"] for a in reversed(has_attention)]
-    kind = "resnet" if model.resblock_updown else "conv"
-    head_dims = _head_dims(description)
-    one_head = model.num_head_channels == -1 and model.num_heads == 1
     return {
-        "_class_name": "UNet2DModel",
-        "sample_size": height if height == width else [height, width],
-        "in_channels": channels,
-        "out_channels": channels * (2 if model.learn_sigma else 1),
-        "block_out_channels": [model.channels * mult for mult in model.channel_mult],
-        "layers_per_block": model.num_res_blocks,
-        "down_block_types": downs,
-        "up_block_types": ups,
-        "downsample_type": kind,
-        "upsample_type": kind,
-        "downsample_padding": model.downsample_padding,
-        "attention_head_dim": None if one_head else head_dims.pop(),
-        "norm_num_groups": model.norm_num_groups,
-        "attn_norm_num_groups": model.norm_num_groups,
-        "norm_eps": model.norm_eps,
-        "resnet_time_scale_shift": "scale_shift" if model.use_scale_shift_norm else "default",
-        "flip_sin_to_cos": model.flip_sin_to_cos,
-        "freq_shift": model.freq_shift,
-        "dropout": model.dropout,
-        "act_fn": "silu",
+        out / "unet" / WEIGHT_FILES[0]: (state, {"format": "pt"}),
+        out / "unet/config.json": _json(diffusers_unet.config_of(description.model, description.image_shape)),
+        out / "scheduler/scheduler_config.json": _json(diffusers_scheduler.config_of(description)),
+        out / "model_index.json": _json(index),
     }
+
+
+def _split_before_heads(value: "Tensor", config: UNetConfig) -> "Tensor":
+    """Weights of stacked queries, keys and values in the new order, in which they are split before the heads."""
+    if config.use_new_attention_order:
+        return value
+    by_head = value.reshape(config.heads(len(value) // 3), 3, -1, *value.shape[1:])
+    return by_head.transpose(0, 1).reshape(value.shape)
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+FAMILY = Family(
+    name="diffusers",
+    loads="a diffusers folder with a UNet2DModel",
+    recognises=recognises,
+    describe=describe,
+    parameter_names=parameter_names,
+    overridable={"image_size": int, "noise_schedule": str, "diffusion_steps": int},
+    weights_in=weights_in,
+    settings_files=settings_files,
+    export=Export(
+        name="diffusers",
+        writes="a folder for DDPMPipeline.from_pretrained (no patches, attention heads of one width)",
+        refusal=diffusers_unet.refusal,
+        files=_exported_files,
+    ),
+)

@@ -1,18 +1,19 @@
-"""Names by level and position, as Ho et al.'s descendants (the DDIM authors, diffusers) have them."""
+"""Names by level and position, as the descendants of Ho et al.'s code have them (the DDIM repository, diffusers)."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ilvr_lightning.checkpoints.families.family import ParameterNames
 from ilvr_lightning.models.config import UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class NameTable:
-    """One family's words; {level} counts from the image, {up} from the middle, {j} within a level."""
+    """One family's names; {level} counts from the image, {up} from the middle, {j} within a level."""
 
-    whole: dict[str, str]
-    """Modules that stand alone."""
+    top_level: dict[str, str]
+    """Modules that belong to no level, by UNet's name."""
     down_block: str
     down_attention: str
     downsample: str
@@ -20,43 +21,43 @@ class NameTable:
     up_attention: str
     upsample: str
     block: dict[str, str]
-    """Parts of a residual block."""
+    """Parts of a residual block, by UNet's name."""
     attention: dict[str, tuple[str, ...]]
-    """Parts of an attention; three names where ours are stacked."""
+    """Parts of an attention, by UNet's name; three names where UNet stacks them."""
 
 
-def names_by_level(ours: Iterable[str], config: UNetConfig, words: NameTable) -> dict[str, tuple[str, ...]]:
-    """The family's names of each of our parameters."""
-    return {name: _prefix_errors(name, config, words) for name in ours}
+def names_by_level(parameters: Iterable[str], config: UNetConfig, table: NameTable) -> ParameterNames:
+    """The family's names of UNet's parameters."""
+    return {name: _names_of(name, config, table) for name in parameters}
 
 
-def _prefix_errors(name: str, config: UNetConfig, words: NameTable) -> tuple[str, ...]:
+def _names_of(name: str, config: UNetConfig, table: NameTable) -> tuple[str, ...]:
     module, parameter = name.rsplit(".", 1)
-    if module in words.whole:
-        return (f"{words.whole[module]}.{parameter}",)
+    if module in table.top_level:
+        return (f"{table.top_level[module]}.{parameter}",)
     match = re.fullmatch(r"(encoder|middle|decoder)\.(\d+)\.(block|attention|resampler)\.(\w+)", module)
-    assert match, f"a parameter without a place: {name}"
+    assert match, f"the family has no name for {name}"
     side, index, kind, part = match[1], int(match[2]), match[3], match[4]
     if side == "middle":
-        home = words.whole[f"middle.{index}.{kind}"]
+        path = table.top_level[f"middle.{index}.{kind}"]
     else:
-        home = _module_path(side, index, kind, config, words)
+        path = _module_path(side, index, kind, config, table)
     if kind == "attention":
-        return tuple(f"{home}.{word}.{parameter}" for word in words.attention[part])
-    return (f"{home}.{words.block.get(part, part)}.{parameter}",)
+        return tuple(f"{path}.{word}.{parameter}" for word in table.attention[part])
+    return (f"{path}.{table.block.get(part, part)}.{parameter}",)
 
 
-def _module_path(side: str, index: int, kind: str, config: UNetConfig, words: NameTable) -> str:
-    """Where a stage's module lives in the family."""
+def _module_path(side: str, index: int, kind: str, config: UNetConfig, table: NameTable) -> str:
+    """The family's name of the module of one stage of UNet's encoder or decoder."""
     blocks = config.num_res_blocks
     levels = len(config.channel_mult)
     if side == "encoder":
         level, j = divmod(index - 1, blocks + 1)  # a level's blocks, then its downsampling
-        pattern = words.down_attention if kind == "attention" else words.down_block
+        pattern = table.down_attention if kind == "attention" else table.down_block
         if j == blocks:
-            pattern = words.downsample
+            pattern = table.downsample
     else:
         up, j = divmod(index, blocks + 1)
         level = levels - 1 - up
-        pattern = {"block": words.up_block, "attention": words.up_attention, "resampler": words.upsample}[kind]
+        pattern = {"block": table.up_block, "attention": table.up_attention, "resampler": table.upsample}[kind]
     return pattern.format(level=level, up=levels - 1 - level, j=j)
