@@ -17,9 +17,9 @@ from ilvr_lightning.errors import UserError, did_you_mean, first_line
 RETIRED = {
     "checkpoint.on_full_disk", "trainer.min_epochs", "trainer.min_steps", "trainer.limit_test_batches",
     "trainer.limit_predict_batches", "trainer.overfit_batches", "trainer.val_check_interval", "trainer.barebones",
-    "trainer.sync_batchnorm",
+    "trainer.sync_batchnorm", "data.batch_size=auto",
 }  # fmt: skip
-"""Keys of earlier versions, which are ignored with a note."""
+"""Keys of earlier versions, some of them with one value only, which are ignored with a note."""
 DEFAULTS_OF_OLD_CHECKPOINTS: dict[str, Any] = {
     "diffusion": {"schedule": "linear", "prediction": "eps"},
     "optim": {"lr": 1e-4, "betas": [0.9, 0.999], "weight_decay": 0.0},
@@ -161,13 +161,14 @@ def _structured() -> DictConfig:
 
 
 def _drop_retired(layer: DictConfig, say: Say | None) -> None:
-    for key in RETIRED:
+    for retired in RETIRED:
+        key, _, only = retired.partition("=")
         section, _, name = key.partition(".")
         values = OmegaConf.to_container(layer).get(section)  # type: ignore[union-attr]
-        if isinstance(values, dict) and name in values:
+        if isinstance(values, dict) and name in values and only in ("", values[name]):
             del layer[section][name]
             if say is not None:
-                say(f"note         {key} is no longer a setting and is ignored")
+                say(f"note         {retired} is no longer a setting and is ignored")
 
 
 def _check_values(node: Any, key: str = "") -> None:

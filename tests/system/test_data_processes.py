@@ -11,9 +11,6 @@ import pytest
 from tests.support.image_sets import ROWS, write_shards
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
-
 FOREIGN = """
 import json, os, sys
 import lightning.pytorch as pl

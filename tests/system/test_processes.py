@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ilvr_lightning.checkpoints.find import DEFAULT_MODEL
 from tests.support.paths import ROOT
 
 SECONDS = 4.0
@@ -70,3 +71,16 @@ def test_fewer_pictures_than_processes(alone: Path, images: Path, tmp_path: Path
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_one_reference_and_no_other_flag_within_a_minute(tmp_path: Path) -> None:
+    """In an empty folder: a grid of four samples, of the default model, which is named."""
+    reference = ROOT / "data" / "references" / "photo_astronaut.png"
+    began = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), "--ref", str(reference)], cwd=tmp_path, capture_output=True,
+        text=True, check=True, timeout=240, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert time.perf_counter() - began < 60
+    assert DEFAULT_MODEL in next(line for line in ended.stdout.splitlines() if line.startswith("checkpoint"))
+    assert (tmp_path / "samples" / "photo_astronaut_grid.png").is_file()
