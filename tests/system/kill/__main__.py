@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.system.kill.runs import difference, finish, kill_training, make_recipe
 from tests.system.kill.sampling import command, differs, kill_sampling
 
-SAMPLINGS = (("png", 1), ("parquet", 1), ("npz", 2), ("png", 3))
+SAMPLINGS = (("png", 1), ("npz", 2), ("png", 3))
 """Formats, and numbers of processes."""
 
 
