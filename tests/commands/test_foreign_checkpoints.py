@@ -36,11 +36,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(checkpoint: Path, reference: Path, out: Path, *argv: str) -> list[dict[str, Any]]:
-    """Sample one picture in two steps; gives the manifest."""
+    """Sample one picture in two steps; gives the recipe of each line of the index, with its file."""
     status = sample.main(["--ckpt", str(checkpoint), "--ref", str(reference), "--out", str(out), "--steps", "2",
                           "--num-samples", "1", "--device", "cpu", *argv])  # fmt: skip
     assert status == 0
-    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    return [{**json.loads(line["recipe"]), "file": line["file_name"]} for line in lines]
 
 
 def test_sample_from_an_adm_file(

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -71,7 +72,8 @@ class Valid:
     """A folder's files by their paths."""
     picture: bytes
     """A PNG with its recipe."""
-    manifest: bytes
+    metadata: bytes
+    """metadata.jsonl, the index of its folder."""
     references: Mapping[str, bytes]
     """The picture's, by file name."""
 
@@ -660,7 +662,7 @@ def _override(argument: str, valid: bool | None = None, *more: str) -> Case:
     key = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in argument.partition("=")[0])
     names = (key[:40], key.partition(".")[0][:40], "key=value", "unknown key", "has no key", "give one recipe",
     "trainer.*",
-             "is a section", "data.batch_size", "cannot write or read")  # fmt: skip
+             "is a section", "data.batch_size", "cannot read or write")  # fmt: skip
     what = f"override {argument[:80]!r}"
     return Case(what=what, program="train", argv=(*TRAIN, argument, *more), valid=valid, names=names)
 
@@ -788,7 +790,7 @@ def mutated_flags(_: Valid, random: Random) -> Case:
     return Case(what=f"flags {' '.join(argv)[:80]!r}", argv=(*SAMPLE, *argv), names=FLAGGED)
 
 
-FLAGGED = ("--", "checkpoint", "in/", "override", "cannot write or read")
+FLAGGED = ("--", "checkpoint", "in/", "override", "cannot read or write")
 """What is named in a refusal of flags."""
 
 
@@ -1210,7 +1212,7 @@ def resumes_by_hand(valid: Valid) -> list[Case]:
                     program="train",
                     argv=argv,
                     valid=False,
-                    names=(key, "checkpoint", "cannot write or read"),
+                    names=(key, "checkpoint", "cannot read or write"),
                 )
             )
     return made
@@ -1265,7 +1267,7 @@ def reproductions_by_hand(valid: Valid) -> list[Case]:
     value: Any
     for name in recipe:
         for value in (-1, 10**400, "x" * 10**5, None, [], {"a": 1}, "../../x", True, 1.5, nested(400)):
-            if (name, value) == ("compiled", True):
+            if name == "compiled" and value in (True, -1):
                 continue  # which starts a compiler, as it may
             text = json.dumps(recipe | {name: value})
             made.append(_reproduce(valid, f"{name}={value!r:.30}", with_recipe(valid.picture, text), None))
@@ -1312,18 +1314,24 @@ def mutated_reproduction(valid: Valid, random: Random) -> Case:
     if random.random() < 0.2:
         return _reproduce(valid, "bytes changed", mutated_bytes(random, valid.picture), None)
     text = mutated_json(random, json.dumps(recipe_of(valid.picture)))
-    text = text.replace('"compiled": true', '"compiled": false')
+    text = re.sub(r'"compiled": (true|-?[1-9]\d*)', '"compiled": false', text)
     return _reproduce(valid, "recipe changed", with_recipe(valid.picture, text), None)
 
 
 def folders_by_hand(valid: Valid) -> list[Case]:
-    line = valid.manifest.splitlines()[0]
-    manifests: dict[str, Content] = {
+    line = valid.metadata.splitlines()[0]
+
+    def changed(**values: object) -> bytes:
+        return json.dumps(json.loads(line) | values).encode() + b"\n"
+
+    indices: dict[str, Content] = {
         "empty": b"", "half a line": line[:40], "noise": bytes(range(256)), "deep": b"[" * 10**6, "a list": b"[]\n",
         "null": b"null\n",
-        "a file that is a list": b'{"file": []}\n', "a file out of the folder": b'{"file": "../../escaped.png"}\n',
+        "a file that is a list": changed(file_name=[]), "a file out of the folder": changed(file_name="../canary.png"),
+        "an absolute file": changed(file_name="/dev/zero"), "a null byte in a file": changed(file_name="a\0"),
+        "a seed that is text": changed(seed="0"), "more columns": changed(x=[1]),
         "numbers": b"9" * 5000,
-        "many lines": line * 9 + b"\n", "a long line": b'{"file": "' + b"x" * 10**7 + b'"}\n',
+        "many lines": line * 9 + b"\n", "a long line": changed(file_name="x" * 10**7),
         "ten thousand lines": (line + b"\n") * 10**4,
         "latin 1": "é".encode("latin-1"), "a folder": lambda path: path.mkdir(), "a FIFO": os.mkfifo,
         "a loop": lambda path: path.symlink_to(path.name), "a null byte": b"\0" * 100, "deep objects": b'{"a":' * 10**5,
@@ -1331,9 +1339,9 @@ def folders_by_hand(valid: Valid) -> list[Case]:
         "zeros": lambda path: path.symlink_to("/dev/zero"),
     }  # fmt: skip
     made = [
-        Case(what=f"manifest: {what}", argv=(*SAMPLE, *more), files={f"{OUT}/manifest.jsonl": content}, names=("--out",
-        "manifest"))
-        for what, content in manifests.items() for more in ((), ("--overwrite",))
+        Case(what=f"index: {what}", argv=(*SAMPLE, *more), files={f"{OUT}/metadata.jsonl": content}, names=("--out",
+        "metadata"))
+        for what, content in indices.items() for more in ((), ("--overwrite",))
     ]  # fmt: skip
     odd: dict[str, Content] = {
         "empty": b"", "half": valid.picture[:60], "another": encoded("PNG"), "a folder": lambda path: path.mkdir(),
@@ -1375,10 +1383,10 @@ def mutated_folder(valid: Valid, random: Random) -> Case:
     more = random.choice(((), ("--overwrite",), ("--trajectory",)))
     files: dict[str, Content] = {}
     if random.random() < 0.5:
-        lines = [mutated_json(random, line).encode("utf-8", "replace") for line in valid.manifest.splitlines()]
-        files[f"{OUT}/manifest.jsonl"] = b"\n".join(lines)
+        lines = [mutated_json(random, line).encode("utf-8", "replace") for line in valid.metadata.splitlines()]
+        files[f"{OUT}/metadata.jsonl"] = b"\n".join(lines)
     else:
-        files[f"{OUT}/manifest.jsonl"] = mutated_bytes(random, valid.manifest)
+        files[f"{OUT}/metadata.jsonl"] = mutated_bytes(random, valid.metadata)
     if random.random() < 0.4:
         files[f"{OUT}/00_N2_0.png"] = mutated_bytes(random, valid.picture)
     if random.random() < 0.3:
@@ -1392,7 +1400,7 @@ NAMES = (
     "\u202egnp", "a\x1b[31m",
     "\t", "a\x7f", "%s%n", "{0}", "${oc.env:SECRET}", "$(touch executed)", "`touch executed`", ";touch executed", "a'b",
     'a"b', "a\\b", "*", "?", "[a]",
-    "[", "a:b", "a:train", "a:train[0:1]", "con", "nul", "grid", "references", "manifest", "00", "\udcff\udcfe", "a=b",
+    "[", "a:b", "a:train", "a:train[0:1]", "con", "nul", "grid", "references", "metadata", "00", "\udcff\udcfe", "a=b",
     "#", "~", "~root", "&", "|", "<>",
     "\u2028", "😀", "\u0301", "..\\..\\x", "a.b.c", "a.", "0", "None", "@a", "!", "%00", "a,b", "a\rb", "\x01",
 )  # fmt: skip

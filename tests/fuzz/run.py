@@ -193,7 +193,7 @@ class Sandbox:
             adm=saved(state),
             diffusers={str(p.relative_to(diffusers)): p.read_bytes() for p in diffusers.rglob("*") if p.is_file()},
             picture=Path(OUT, "00_N2_0.png").read_bytes(),
-            manifest=Path(OUT, "manifest.jsonl").read_bytes(),
+            metadata=Path(OUT, "metadata.jsonl").read_bytes(),
             references={p.name: p.read_bytes() for p in Path(OUT, "references").iterdir()},
         )
         shutil.rmtree(self.out)
@@ -346,9 +346,9 @@ class Sandbox:
             return "" if any(self.out.rglob("last.ckpt")) else "no checkpoint was written"
         if case.program == "sample":
             ours = {os.path.normpath(self.work / name) for name in case.files}
-            pictures = [p for p in self.out.rglob("*") if p.suffix in (".png", ".parquet", ".npz")]
-            # Copies of the references lie beside the manifest, in a folder of that name.
-            copies = {p.parent / "references" for p in self.out.rglob("manifest.jsonl")}
+            pictures = [p for p in self.out.rglob("*") if p.suffix in (".png", ".npz")]
+            # Copies of the references lie beside the index, in a folder of that name.
+            copies = {p.parent / "references" for p in self.out.rglob("metadata.jsonl")}
             pictures = [p for p in pictures if p.is_file() and p.parent not in copies and str(p) not in ours]
             for path in [p for p in pictures if p.suffix == ".png"][:4]:
                 with Image.open(path) as image:
