@@ -35,7 +35,6 @@ def train(config: Config) -> None:
     run = RunFolder.open(config)  # a new one, or the one to resume
     config = run.config  # with the precision that the run began in
     data = ImageDataModule(config.data, config.seed, cache=run.root / ".decoded")
-    data.setup()
     model = DDPM(config)  # its initial weights follow from config.seed
     if config.init_from is not None:
         load_weights_into(model.network, config.init_from, config.diffusion, config.init_remake_head, say)

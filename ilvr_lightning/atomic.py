@@ -32,9 +32,14 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
         raise
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove the partial files that killed writers left below a folder. No other process may write there meanwhile."""
-    for path in folder.rglob(".*.partial"):
+def remove_partials(folder: Path, recursive: bool = True) -> None:
+    """Remove the partial files that killed writers left below a folder. No other process may write there meanwhile.
+
+    Args:
+        folder: where to look.
+        recursive: look into its subfolders, too.
+    """
+    for path in (folder.rglob if recursive else folder.glob)(".*.partial"):
         path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
-"""What the tests share: a folder of small pictures, a recipe that trains in a second, a finished run."""
+"""What the tests share: a folder of small images, a config that trains in a second, a finished run."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import train
 
 torch.set_num_threads(1)  # networks this small are slower on more
 
-RECIPE = """\
+TINY_CONFIG = """\
 data: {{path: {data}, image_size: 8, batch_size: 4, validation_fraction: 0.15, num_workers: 0}}
 model: {{channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: []}}
 diffusion: {{schedule: cosine, num_timesteps: 25}}
@@ -46,21 +47,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+def tiny_config(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """tiny.yaml: one epoch of four steps at 8 px; its runs lie beside it under runs/tiny."""
-    folder = tmp_path_factory.mktemp("recipe")
+    folder = tmp_path_factory.mktemp("tiny_config")
     path = folder / "tiny.yaml"
-    path.write_text(RECIPE.format(data=images, root=folder / "runs"))
+    path.write_text(TINY_CONFIG.format(data=images, root=folder / "runs"))
     return path
 
 
 @pytest.fixture(scope="session")
-def train_run(recipe: Path) -> TrainRun:
-    """Train the tiny recipe under a name, with key=value overrides; gives the run's folder."""
+def train_run(tiny_config: Path) -> TrainRun:
+    """Train the tiny config under a name, with key=value overrides; gives the run's folder."""
 
     def run(name: str, *overrides: str) -> Path:
-        assert train.main([str(recipe), f"run.name={name}", *overrides]) == 0
-        return recipe.parent / "runs" / "tiny" / name
+        if not any(override.startswith("resume=") for override in overrides):  # a module's fixture may be made twice
+            shutil.rmtree(tiny_config.parent / "runs" / "tiny" / name, ignore_errors=True)
+        assert train.main([str(tiny_config), f"run.name={name}", *overrides]) == 0
+        return tiny_config.parent / "runs" / "tiny" / name
 
     return run
 

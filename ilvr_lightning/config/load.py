@@ -28,6 +28,8 @@ DEFAULTS_OF_OLD_CHECKPOINTS: dict[str, Any] = {
 """What a key that a stored config lacks meant when it was stored, where the default has changed since."""
 MAX_YAML_BYTES = 200_000
 """A config or an override may be this long; 4000 explicit betas take a third of it."""
+MAX_VALUES = 20_000
+"""A stored config may hold this many values; nested references to one list can stand for billions."""
 READ_ERRORS = (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError, OSError)
 """What reading YAML may raise."""
 T = TypeVar("T")
@@ -74,7 +76,7 @@ def config_from_dict(values: Mapping[str, Any], say: Say | None = None) -> Confi
         UserError: it holds keys or values that this version does not know.
     """
     try:
-        layers = [OmegaConf.create(DEFAULTS_OF_OLD_CHECKPOINTS), OmegaConf.create(dict(values))]
+        layers = [OmegaConf.create(DEFAULTS_OF_OLD_CHECKPOINTS), _create(values)]
     except READ_ERRORS as error:
         raise UserError(f"no config: {first_line(error)}") from None
     return _build(layers, say)
@@ -87,7 +89,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         UserError: a key is unknown, or a value of another type or out of its range.
     """
     try:
-        layer = OmegaConf.create(dict(values))
+        layer = _create(values)
         _check_values(OmegaConf.to_container(layer))
         return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), layer)))
     except READ_ERRORS as error:
@@ -106,6 +108,21 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _create(values: Mapping[str, Any]) -> DictConfig:
+    """OmegaConf's form of plain values.
+
+    Raises:
+        ValueError: there are more than MAX_VALUES.
+    """
+    waiting: list[Any] = [values]
+    for _ in range(MAX_VALUES):
+        if not waiting:
+            return OmegaConf.create(dict(values))
+        node = waiting.pop()
+        waiting += node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
+    raise ValueError(f"it holds more than {MAX_VALUES} values")
 
 
 def _read_yaml(path: Path) -> DictConfig:

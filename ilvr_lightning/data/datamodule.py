@@ -141,6 +141,7 @@ class ImageDataModule(pl.LightningDataModule):
         if patterns:
             files = files_source(find_images(patterns, "grid.references"))
             return list(References([files], self.config.size, self.config.channels))
+        self.setup()
         assert self.validation is not None
         rows = range(min(4, len(self.validation)))
         return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]
@@ -169,6 +170,7 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             UserError: the batch is not a multiple of it, or the data set is smaller than the batch.
         """
+        self.setup()
         micro_batches = trainer.world_size * trainer.accumulate_grad_batches
         batch_size = self.config.batch_size
         if batch_size % micro_batches:

@@ -1,176 +1,217 @@
-"""sample.py's command line, its plan flags made from SamplingPlan itself."""
+"""sample.py's command line; the flags of the sampling settings are made from SamplingPlan's fields. No torch here."""
 
 import argparse
 import dataclasses
 import re
 import typing
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
 
 from ilvr_lightning.checkpoints.description import add_override
 from ilvr_lightning.config.describe import field_docs
 from ilvr_lightning.config.schema import MAX_SIDE
-from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan
+from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SAMPLER_SETTINGS, SamplingPlan
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.runtime.command import Parser
+from ilvr_lightning.sampling.formats import FORMATS, PARQUET_ADVICE
 
-FLAGS = {"num_steps": ["--steps", "--num-steps"], "condition_from": [], "condition_to": []}
-"""Fields whose flag is not their name; the range of two of them is --range A:B."""
+Arguments = argparse.Namespace
+"""sample.py's flags by their names, and `plan`."""
+DEFAULT_BATCH_SIZE = 16
+"""The number of images that a device samples at once, if none is given."""
+OTHER_FLAGS = {"num_steps": "--steps", "condition_from": "--range", "condition_to": "--range"}
+"""The fields of a plan whose flag is not simply their name."""
+BY_HAND = ("factor", "condition_from", "condition_to")
+"""The fields of a plan whose flags take several values and are not made from the field."""
+GROUPS = {
+    "exact_low_band": "closely", "start_from": "closely",
+    "sampler": "drawn", "num_steps": "drawn", "spacing": "drawn", "eta": "drawn",
+}  # fmt: skip
+"""The group in --help of a plan's fields; all others are in the group "advanced"."""
+REFERENCE_FLAGS = ("range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains")
+"""These flags say how a reference is followed."""
+BESIDE_REPRODUCE = (
+    "reproduce", "ref", "mask", "fit", "ckpt", "out", "overwrite", "device", "batch_size", "precision", "compile",
+)  # fmt: skip
+"""The flags that may be given with --reproduce: where its parts are found, where it is computed, where it goes."""
 
 
-MOST_SAMPLES = 10**7
-"""A run makes."""
-
-
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, SamplingPlan]:
-    """The arguments, and the plan that they make of a preset.
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """The flags, and as `plan` the SamplingPlan that they make of a preset, without its several factors and ranges.
 
     Raises:
-        UserError: something is missing, unknown or out of its range.
+        UserError: a flag is missing, unknown, out of its range, or does not go with another.
     """
     args = make_parser().parse_args(list(argv))
-    if not args.ref and not args.unconditional and args.reproduce is None:
-        raise UserError(
-            "--ref is missing: give pictures, folders or globs to follow (or --unconditional to follow none)"
-        )
+    _check(args)
+    if args.reproduce is None and args.batch_size is None:
+        args.batch_size = DEFAULT_BATCH_SIZE
+    with flags_in_errors():
+        args.plan = _make_plan(args)
+    return args
+
+
+@contextmanager
+def flags_in_errors() -> Iterator[None]:
+    """Turn a ValueError about a setting into a UserError about its flag: sampling.num_steps is --steps here."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        message = str(error).replace("data.image_size", "--image-size")
+        raise UserError(re.sub(r"sampling\.(\w+)", lambda match: _flag(match[1]), message)) from None
+
+
+def _flag(field: str) -> str:
+    return OTHER_FLAGS.get(field, "--" + field.replace("_", "-"))
+
+
+def _check(args: Arguments) -> None:
+    """Raise a UserError for flags that are out of their range or do not go together."""
+    if args.reproduce is not None:
+        defaults = vars(make_parser().parse_args([]))
+        wrong = [n for n, value in defaults.items() if n not in BESIDE_REPRODUCE and getattr(args, n) != value]
+        if wrong:
+            raise UserError(
+                f"--reproduce cannot be combined with {_flag(wrong[0])}, because what is sampled comes from the image; "
+                f"give only {', '.join(map(_flag, BESIDE_REPRODUCE[1:]))}"
+            )
+    elif not args.ref and not args.unconditional:
+        raise UserError("--ref is missing; give images, folders or globs to follow, or --unconditional to follow none")
     if args.ref and args.unconditional:
         raise UserError("give --ref or --unconditional, not both")
     for name in ("num_samples", "batch_size", "devices"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1: got {getattr(args, name)}")
-    if args.num_samples > MOST_SAMPLES:
-        raise UserError(
-            f"--num-samples must be at most {MOST_SAMPLES}: got {args.num_samples}; another --seed and --out makes more"
-        )
-    if args.trajectory and args.format != "png":
-        raise UserError(f"--trajectory draws beside PNGs; leave --format {args.format} out")
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"{_flag(name)} must be at least 1: got {value}")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed must be from 0 to {2**32 - 1}: got {args.seed}")
     if not args.out.strip() or not all(pattern.strip() for pattern in args.ref):
-        raise UserError("--out or --ref is empty; give a folder to write to, and pictures")
-    if len(set(args.factor)) < len(args.factor):
-        raise UserError(f"--factor must list factors, each once: got {' '.join(map(str, args.factor))}")
-    for flag in ("range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains"):
-        if args.unconditional and getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} is for --ref; --unconditional follows no reference")
+        raise UserError("--out or --ref is empty; give a folder to write to, and images to follow")
+    for name in ("factor", "range"):
+        if len(set(getattr(args, name))) < len(getattr(args, name)):
+            raise UserError(f"{_flag(name)} must list each value once")
+    for name in REFERENCE_FLAGS:
+        if args.unconditional and getattr(args, name):
+            raise UserError(f"{_flag(name)} needs --ref; --unconditional follows no reference")
     if args.start_from is not None and args.mask:
-        raise UserError("--start-from begins from the whole reference; leave it or --mask out")
-    if args.range is not None and len(set(args.range)) < len(args.range):
-        raise UserError("--range must list ranges, each once")
-    if args.reproduce is not None and args != make_parser().parse_args(_without_plan(args)):
-        raise UserError(
-            "--reproduce takes the settings from the picture; beside it give --ref, --mask, --fit, --ckpt, --out or "
-            "--overwrite"
-        )
-    return args, make_plan(args)
+        raise UserError("--start-from cannot be combined with --mask; remove one of them")
 
 
-def _without_plan(args: argparse.Namespace) -> list[str]:
-    """What a --reproduce command may say, said again."""
-    kept = ["--reproduce", args.reproduce, "--out", args.out, "--fit", args.fit]
-    kept += ["--ckpt", args.ckpt] if args.ckpt is not None else []
-    kept += ["--mask", *args.mask] if args.mask else []
-    kept += ["--overwrite"] if args.overwrite else []
-    return kept + (["--ref", *args.ref] if args.ref else [])
-
-
-def in_flags(message: str) -> str:
-    """A message about settings, with sample.py's names for them."""
-    message = re.sub(r"sampling\.condition_(from|to)", "--range", message).replace("sampling.num_steps", "--steps")
-    message = message.replace("data.image_size", "--image-size")
-    return re.sub(r"sampling\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), message)
-
-
-def make_plan(args: argparse.Namespace) -> SamplingPlan:
-    """The preset with what the flags change; several factors become one plan a factor later."""
-    changes = {f.name: value for f in _plain_fields() if (value := getattr(args, f.name)) is not None}
-    sampler = changes.get("sampler", PRESETS[args.preset].get("sampler", "ddpm"))
-    for flag, owners in (("eta", ("ddim", "dpmpp_2m")), ("variance", ("ddpm",))):
-        if flag in changes and sampler not in owners:
-            raise UserError(f"--{flag} is of --sampler {' or '.join(owners)}; with {sampler} it does nothing")
-    try:
-        for factor in args.factor:
-            SamplingPlan(factor=factor)
-        for a, b in args.range or []:
-            SamplingPlan(condition_from=a, condition_to=b)
-        return SamplingPlan.preset(args.preset, **changes)
-    except ValueError as error:
-        raise UserError(in_flags(str(error))) from None
+def _make_plan(args: Arguments) -> SamplingPlan:
+    """The preset with what the flags change."""
+    changes = {name: value for name in _made_fields() if (value := getattr(args, name)) is not None}
+    sampler = changes.get("sampler", SamplingPlan.preset(args.preset).sampler)
+    for name in changes:
+        owners = [owner for owner, settings in SAMPLER_SETTINGS.items() if name in settings]
+        if owners and sampler not in owners:
+            raise UserError(
+                f"{_flag(name)} is a setting of --sampler {' or '.join(owners)}; {sampler} does not read it"
+            )
+    plan = SamplingPlan.preset(args.preset, **changes)
+    for factor in args.factor:
+        dataclasses.replace(plan, factor=factor)
+    return plan
 
 
 def make_parser() -> Parser:
-    """Every flag; those of the plan from its fields."""
+    """The parser of every flag, in groups."""
     parser = Parser(
         prog="sample.py",
-        description="Sample pictures that follow reference pictures (ILVR, Choi et al. 2021).",
+        description="Sample images that follow reference images (ILVR, Choi et al. 2021).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python sample.py --ref data/references --factor 4 8 --num-samples 4",
         allow_abbrev=False,
+        stray="a reference image is given by --ref",
     )
-    add = parser.add_argument
-    add("--ref", nargs="+", default=[], metavar="PATH",
-        help="reference pictures: files, folders, globs, or DATASET:SPLIT or DATASET:SPLIT[A:B]")  # fmt: skip
+    groups = {
+        "what": parser.add_argument_group("what is sampled"),
+        "closely": parser.add_argument_group("how closely the reference is followed"),
+        "drawn": parser.add_argument_group("how it is drawn", "A preset, and changes to it."),
+        "goes": parser.add_argument_group("where it goes"),
+        "computed": parser.add_argument_group("where it is computed"),
+        "advanced": parser.add_argument_group("advanced", "Changes to the preset, and what a checkpoint cannot tell."),
+    }
+    add = groups["what"].add_argument
+    add(
+        "--ref",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="reference images: files, folders, globs, or rows of a data set, DATASET:SPLIT or DATASET:SPLIT[A:B]",
+    )
     add("--ckpt", metavar="PATH",
-        help="checkpoint, foreign ones too, or the name of a model in data/pretrained; unless given, the newest run's "
-        "last one, else the model that comes with the project")  # fmt: skip
-    add("--out", default="samples", metavar="DIR", help="folder for the pictures (%(default)s)")
-    add("--num-samples", type=int, default=4, metavar="N", help="pictures a reference and factor (%(default)s)")
-    add("--format", choices=("png", "parquet", "npz"), default="png",
-        help="png: a file a picture; parquet: a data set that load_dataset reads; npz: an array for ADM's evaluator "
-        "(%(default)s)")  # fmt: skip
+        help="a checkpoint, of another program too, or the name of a bundled model; default: the newest run's last "
+        "checkpoint, or else a bundled model")  # fmt: skip
+    add("--num-samples", type=int, default=4, metavar="N", help="images per reference, factor and range (%(default)s)")
     add("--unconditional", action="store_true", help="follow no reference")
-    add("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    add_override(parser)
-    add("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
-    add("--fit", choices=("crop", "pad"), default="crop", help="how references of another shape fit (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
+    add("--image-size", type=_size, metavar="S|HxW", help="size in pixels, if the network allows another than its own")
+    add("--fit", choices=("crop", "pad"), default="crop",
+        help="how a reference of another shape is fitted: cropped, or padded with white (%(default)s)")  # fmt: skip
+    add("--reproduce", metavar="FILE.png", help="make an image of sample.py again from the settings stored in it")
+    add = groups["closely"].add_argument
+    add("--factor", type=int, nargs="+", default=[], metavar="N",
+        help="the paper's N: small follows the reference closely, large leaves more to the model; each of several is "
+        "sampled (8)")  # fmt: skip
+    add("--range", type=_range, nargs="+", default=[], metavar="A:B",
+        help="follow the reference from timestep A down to B; each of several is sampled (T:0)")  # fmt: skip
+    add("--sweep", action="store_true",
+        help="every factor with every range; those that are not given are the paper's")  # fmt: skip
     add("--mask", nargs="+", default=[], metavar="PATH",
-        help="where the reference is followed: white to the end, grey for a part of the steps, black not at all; one "
-        "picture for all references, or one for each; a reference with transparency brings its own")  # fmt: skip
-    add("--trajectory", action="store_true", help="draw x_0 over the steps: a strip and an animation a picture")
-    add("--image-size", type=_size, metavar="S|HxW", help="pixels, where the network allows another size")
-    add("--batch-size", type=int, default=16, metavar="B", help="pictures sampled at once on a device (%(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to sample (%(default)s)")
-    add("--devices", type=int, default=1, metavar="N", help="number of devices (%(default)s)")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto",
-        help="of the network; auto: bf16 on a GPU that has it, 32 elsewhere")  # fmt: skip
-    add("--compile", type=_compile, default="auto", metavar="auto|true|false",
-        help="compile the network; auto: on a GPU, and on a CPU where a long run wins the time back")  # fmt: skip
-    add("--overwrite", action="store_true", help="make again what the folder already holds")
-    add("--reproduce", metavar="FILE.png", help="make a picture of ours again, from the recipe in it")
-    plan = parser.add_argument_group("plan", "a preset, and what changes it; unless given, a setting is the preset's")
-    plan.add_argument("--preset", choices=tuple(PRESETS), default=DEFAULT_PRESET, help="named plan (%(default)s)")
-    plan.add_argument("--factor", type=int, nargs="+", default=[], metavar="N",
-                      help="the paper's N, one or several; each is sampled (8)")  # fmt: skip
-    plan.add_argument("--range", type=_range, nargs="+", metavar="A:B",
-                      help="condition in timesteps A down to B (T:0), one or several")  # fmt: skip
-    plan.add_argument("--sweep", action="store_true",
-                      help="every factor with every range; those that are not given are the paper's")  # fmt: skip
+        help="where the reference is followed: white to the end, grey during a part of the steps, black not at all; "
+        "one mask for all references, or one per reference; a transparent reference is its own mask")  # fmt: skip
+    groups["drawn"].add_argument("--preset", choices=tuple(PRESETS), default=DEFAULT_PRESET,
+                                 help="named settings (%(default)s)")  # fmt: skip
     docs, hints = field_docs(SamplingPlan), typing.get_type_hints(SamplingPlan)
-    for f in _plain_fields():
-        plan.add_argument(*_flags(f.name), dest=f.name, default=None, help=docs[f.name], **_kind(hints[f.name]))
+    for name in _made_fields():
+        flags = [_flag(name)] + ["--num-steps"] * (name == "num_steps")
+        group = groups[GROUPS.get(name, "advanced")]
+        group.add_argument(*flags, dest=name, default=None, help=docs[name], **_kind(hints[name]))
+    add = groups["goes"].add_argument
+    add("--out", default="samples", metavar="DIR", help="folder for the images (%(default)s)")
+    add("--format", type=_format, choices=tuple(FORMATS), default="png",
+        help="png: one file per image, and their index metadata.jsonl; npz: packed beside them for ADM's evaluator "
+        "(%(default)s)")  # fmt: skip
+    add("--trajectory", action="store_true", help="also save x_0 over the steps, a strip and an animation per image")
+    add("--overwrite", action="store_true", help="make again what the folder already holds")
+    add = groups["computed"].add_argument
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="kind of device (%(default)s)")
+    add("--devices", type=int, default=1, metavar="N", help="number of devices (%(default)s)")
+    add("--batch-size", type=int, metavar="B", help=f"images sampled at once per device ({DEFAULT_BATCH_SIZE})")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto",
+        help="precision of the network; auto: bf16 on a GPU that computes it fast, 32 elsewhere")  # fmt: skip
+    add("--compile", type=_compile, default="auto", metavar="auto|true|false",
+        help="compile the network; auto: on a GPU")  # fmt: skip
+    add = groups["advanced"].add_argument
+    add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (%(default)s)")
+    add_override(cast(argparse.ArgumentParser, groups["advanced"]))
     return parser
 
 
-def _plain_fields() -> list[dataclasses.Field[Any]]:
-    """The plan's fields that have a flag of their own."""
-    return [f for f in dataclasses.fields(SamplingPlan) if f.name != "factor" and _flags(f.name)]
-
-
-def _flags(name: str) -> list[str]:
-    return FLAGS.get(name, ["--" + name.replace("_", "-")])
+def _made_fields() -> list[str]:
+    """The plan's fields whose flags are made from the field."""
+    return [f.name for f in dataclasses.fields(SamplingPlan) if f.name not in BY_HAND]
 
 
 def _kind(hint: Any) -> dict[str, Any]:
     """argparse's options for a field's type."""
+    if hint is str:
+        return {"choices": tuple(SAMPLER_SETTINGS)}
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint)}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if hint in (int, float, int | None):
-        return {"type": float if hint is float else int, "metavar": "X" if hint is float else "N"}
-    if hint == tuple[float, ...]:
-        return {"type": float, "nargs": "+", "metavar": "X", "action": _Tuple}
-    return {"type": int, "nargs": "+", "metavar": "T", "action": _Tuple}
+    if hint in (int, int | None):
+        return {"type": int, "metavar": "N"}
+    if hint is float:
+        return {"type": float, "metavar": "X"}
+    if hint == int | Literal["all"]:
+        return {"type": _integer_or_all, "metavar": "N|all"}
+    number = float if hint == tuple[float, ...] else int
+    return {"type": number, "nargs": "+", "metavar": "X" if number is float else "T", "action": _Tuple}
 
 
 class _Tuple(argparse.Action):
@@ -178,11 +219,28 @@ class _Tuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
+def _integer_or_all(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give an integer or all") from None
+
+
 def _range(text: str) -> tuple[int, int]:
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit()):
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
         raise argparse.ArgumentTypeError(f"got {text!r}; give two timesteps A:B, as in 1000:250")
+    if int(first) < int(last):
+        raise argparse.ArgumentTypeError(f"got {text!r}, which is reversed; give the larger timestep first")
     return int(first), int(last)
+
+
+def _format(text: str) -> str:
+    if text == "parquet":
+        raise argparse.ArgumentTypeError(PARQUET_ADVICE)
+    return text
 
 
 def _compile(text: str) -> bool | str:
@@ -193,7 +251,7 @@ def _compile(text: str) -> bool | str:
 
 def _size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
-    if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) > 0 for side in sides):
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"got {text!r}; give one number, or height x width as in 64x96")
     if max(map(int, sides)) > MAX_SIDE:
         raise argparse.ArgumentTypeError(f"got {text!r}; give at most {MAX_SIDE} pixels")

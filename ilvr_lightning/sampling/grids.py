@@ -1,86 +1,100 @@
-"""The grids that a run of sample.py ends with."""
+"""The grids that a run of sample.py ends with, drawn of its PNGs."""
 
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 
 from ilvr_lightning.data.images import Pixels, read_image, to_pixels
-from ilvr_lightning.sampling.pictures import Pictures
-from ilvr_lightning.sampling.recipe import plan_of, read_text
-from ilvr_lightning.sampling.requests import Job, Setting
+from ilvr_lightning.data.references import Reference
+from ilvr_lightning.sampling.folder import SampleFolder
+from ilvr_lightning.sampling.recipe import digest, identity, png_text, read_values
 from ilvr_lightning.visual.grids import GRID_KEY, Column, Grid, low_pass_pixels, reference_columns
 
 MAX_ROWS = 24
-"""More references than these are not drawn in one grid."""
+"""A grid of all references is drawn for at most this many."""
+MAX_IMAGES = 256
+"""A grid is drawn for at most this many images per reference, or unconditional images."""
+UNCONDITIONAL_ACROSS = 8
+"""The number of unconditional images in a row."""
 
 
-MAX_PICTURES = 256
-"""More pictures of a reference, or unconditional ones, are not drawn in a grid."""
+class SampleGrids:
+    """The source of the grids for ILVRGrid.of_samples: one per reference, and one of all references if they are few.
 
-
-def grids_of(pictures: Pictures) -> Iterator[Grid]:
-    """One grid a reference, or one of all unconditional samples; then all references in one, if they are few.
-
-    None of a run whose references are too many to be read at the start, or have too many samples.
+    Args:
+        folder: where the images are, and where the grids go.
     """
-    jobs = pictures.jobs
-    if not jobs.references.all_validated or jobs.each > MAX_PICTURES:
-        return
-    groups = [g for g in range(max(1, len(jobs.references))) if all(map(pictures.read, _indices(pictures, g)))]
-    names: set[str] = set()
-    for group in groups:
-        key = jobs.references[group].key if len(jobs.references) else None
-        name = key[0] if key else "unconditional"
-        name = f"{name}_{hashlib.sha256(repr(key).encode()).hexdigest()[:6]}" if key and name in names else name
-        names.add(name)
-        yield _grid(pictures, f"{name}_grid", [group], name)
-    if 1 < len(groups) <= MAX_ROWS:
-        yield _grid(pictures, "grid", groups, f"{len(groups)} references")
 
+    def __init__(self, folder: SampleFolder) -> None:
+        self.folder, self.requests = folder, folder.requests
+        self.drawn: list[Grid] = []
+        """The grids, once the run has ended; the last one shows the most."""
 
-def _jobs(pictures: Pictures, group: int) -> list[Job]:
-    return [pictures.job(index) for index in _indices(pictures, group)]
+    def grids(self) -> list[Grid]:
+        """The grids of the references all of whose images are there.
 
+        There are none for a run of so many references that they are read lazily, or of too many images per reference.
+        """
+        self.drawn = list(self._grids())
+        return self.drawn
 
-def _indices(pictures: Pictures, group: int) -> range:
-    each = pictures.jobs.each
-    return range(group * each, (group + 1) * each)
+    def _grids(self) -> Iterator[Grid]:
+        requests, per_reference = self.requests, self.requests.per_reference
+        if not requests.references_are_few or per_reference > MAX_IMAGES:
+            return
+        complete: list[int] = []
+        for group in range(max(1, len(requests.references))):
+            indices = range(group * per_reference, (group + 1) * per_reference)
+            if any(read_values(self.folder.file(index)) is None for index in indices):
+                continue
+            complete.append(group)
+            name = self.folder.reference_name(group)
+            yield self._grid(f"{name}_grid", [group], name)
+        if 1 < len(complete) <= MAX_ROWS:
+            yield self._grid("grid", complete, f"{len(complete)} references")
 
+    def _grid(self, stem: str, groups: Sequence[int], what: str) -> Grid:
+        """The grid of some references; one of other images that has the name is not overwritten."""
+        requests, per_reference = self.requests, self.requests.per_reference
+        recipe = requests[groups[0] * per_reference].recipe
+        title = f"{what}: {recipe.plan.sampler}, {recipe.plan.num_steps} steps, {recipe.weights} weights"
+        shown = (requests[g * per_reference + i].recipe for g in groups for i in range(per_reference))
+        images = hashlib.sha256("".join(digest(identity(each.plain())) for each in shown).encode()).hexdigest()
+        path = self.folder.path / f"{stem}.png"
+        if path.exists() and not self.folder.overwrite and png_text(path, GRID_KEY) != images:
+            path = path.with_stem(f"{stem}_{images[:8]}")
+        return Grid(path=path, title=title, digest=images, columns=functools.partial(self._columns, groups))
 
-def _grid(pictures: Pictures, stem: str, groups: Sequence[int], what: str) -> Grid:
-    recipe = pictures.jobs[groups[0] * pictures.jobs.each].recipe
-    title = f"{what}: {recipe.plan['sampler']}, {recipe.plan['num_steps']} steps, {recipe.weights} weights"
-    digests = (job.recipe.digest for group in groups for job in _jobs(pictures, group))
-    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    path = pictures.folder / f"{stem}.png"
-    if path.exists() and not pictures.overwrite and read_text(path, GRID_KEY) != digest:
-        path = pictures.folder / f"{stem}_{digest[:8]}.png"
-    return Grid(path=path, columns=functools.partial(_columns, pictures, groups), title=title, digest=digest)
+    def _columns(self, groups: Sequence[int]) -> list[Column]:
+        if not len(self.requests.references):
+            tiles, across = self._tiles(0, 0), UNCONDITIONAL_ACROSS
+            return [Column(label="unconditional", rows=[tiles[i : i + across] for i in range(0, len(tiles), across)])]
+        references = [self.requests.references[group] for group in groups]
+        plans = self.requests.plans
+        factors = list(dict.fromkeys(plan.factor for plan in plans if isinstance(plan.factor, int)))
+        if len(plans) == len(factors):  # one range
+            return reference_columns(
+                references, factors, plans[0], lambda row, factor: self._tiles(groups[row], factors.index(factor))
+            )
+        return [
+            Column(label="reference", rows=[[r.preview()] for r in references]),
+            *(column for factor in factors for column in self._columns_of_ranges(references, groups, factor)),
+        ]
 
+    def _columns_of_ranges(
+        self, references: Sequence[Reference], groups: Sequence[int], factor: int
+    ) -> Iterator[Column]:
+        """The low-pass images of a factor, then its samples, a column per range."""
+        plans = self.requests.plans
+        low = low_pass_pixels(references, factor, plans[0])
+        yield Column(label=f"N={factor}: low-pass", rows=[[pixels] for pixels in low])
+        for number, plan in enumerate(plans):
+            if plan.factor == factor:
+                label = f"N={factor}, t {plan.condition_from} to {plan.condition_to}"
+                yield Column(label=label, rows=[self._tiles(group, number) for group in groups])
 
-def _columns(pictures: Pictures, numbers: Sequence[int]) -> list[Column]:
-    def tiles(jobs: list[Job], setting: Setting | None) -> list[Pixels]:
-        return [to_pixels(read_image(pictures.folder / job.file)) for job in jobs if job.setting == setting]
-
-    groups = [_jobs(pictures, number) for number in numbers]
-    references = [jobs[0].reference for jobs in groups if jobs[0].reference is not None]
-    if not references:
-        made = tiles(groups[0], None)
-        across = min(8, len(made))
-        return [Column(label="unconditional", rows=[made[i : i + across] for i in range(0, len(made), across)])]
-    settings = [s for s in dict.fromkeys(job.setting for job in groups[0]) if s is not None]
-    plan = plan_of(groups[0][0].recipe)
-    if len({setting.range for setting in settings}) == 1:
-        by_factor = {setting.factor: setting for setting in settings}
-        return reference_columns(
-            references, list(by_factor), plan, lambda row, factor: tiles(groups[row], by_factor[factor])
-        )
-    columns = [Column(label="reference", rows=[[r.preview()] for r in references])]
-    for factor in dict.fromkeys(setting.factor for setting in settings):
-        low = low_pass_pixels(references, factor, plan)
-        columns.append(Column(label=f"N={factor}: low-pass", rows=[[low[row]] for row in range(len(references))]))
-        for setting in (s for s in settings if s.factor == factor):
-            rows = [tiles(jobs, setting) for jobs in groups]
-            a, b = setting.range
-            columns.append(Column(label=f"N={factor}, t {a} to {b}", rows=rows))
-    return columns
+    def _tiles(self, group: int, plan: int) -> list[Pixels]:
+        """The samples of a reference and a plan."""
+        start = group * self.requests.per_reference + plan * self.requests.num_samples
+        files = map(self.folder.file, range(start, start + self.requests.num_samples))
+        return [to_pixels(read_image(file)) for file in files]

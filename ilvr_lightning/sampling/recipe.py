@@ -1,155 +1,154 @@
-"""A picture's recipe: what it was made of, held in its PNG, and enough to make it again."""
+"""The recipe in a PNG: every setting that the image depends on, enough to make it again."""
 
+import functools
 import hashlib
 import json
 import os
 import re
-import typing
-from dataclasses import asdict, dataclass, field, fields
+import warnings
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ilvr_lightning.data.images import open_image
-from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.config.load import from_dict
+from ilvr_lightning.diffusion.plan import FORMER_DEFAULTS, SamplingPlan
 from ilvr_lightning.errors import UserError
 
 KEY = "ilvr_lightning"
-
-
-HASH = re.compile("[0-9a-f]{64}")
-
-
+"""The PNG key under which the recipe is stored, as JSON."""
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last bytes of every complete PNG."""
+SHA256 = re.compile("[0-9a-f]{64}")
+"""Matches a SHA-256 in hexadecimal digits; files are looked for by it, so it must be nothing else."""
 ENVIRONMENT_FIELDS = ("batch_size", "threads", "precision", "compiled", "device", "reference")
-"""What does not change which picture is meant, only its last digits, or its name."""
+"""These fields of a recipe change an image's last digits or its name, but not which image is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a picture depends on; no path, no name of a machine."""
+    """Everything that an image depends on. It holds no path and no name of a machine.
 
-    plan: dict[str, Any]
+    A field that an old PNG lacks means its default here, which therefore never changes.
+
+    Raises:
+        ValueError: a field is out of its range, or the plan is that of several images.
+    """
+
+    plan: SamplingPlan
+    """The resolved settings of this one image."""
     seed: int
     sample: int
-    weights: str
+    """The sample's number: with the seed and the reference it determines the noise."""
+    weights: Literal["ema", "raw"]
     checkpoint_sha256: str
     reference: str | None
+    """The reference's name, or None for an unconditional image."""
     reference_sha256: str | None
     mask_sha256: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
-    """What was said of the checkpoint that it cannot tell."""
+    """What the user said of a checkpoint that does not tell it."""
     batch_size: int = 1
     threads: int = 0
-    precision: str = "32"
+    """The number of CPU threads; 0 means that it is not known."""
+    precision: Literal["32", "bf16"] = "32"
     compiled: bool = False
-    device: str = "cpu"
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
 
-    @property
-    def digest(self) -> str:
-        """Equal for equal pictures."""
-        meant = {k: v for k, v in asdict(self).items() if k not in ENVIRONMENT_FIELDS}
-        return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
+    def __post_init__(self) -> None:
+        for name, low in {"seed": 0, "sample": 0, "batch_size": 1, "threads": 0}.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}: got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below {2**32}: got {self.seed}")
+        for name in ("checkpoint_sha256", "reference_sha256", "mask_sha256"):
+            value = getattr(self, name)
+            if value is not None and not SHA256.fullmatch(value):
+                raise ValueError(f"{name} must have 64 hexadecimal digits: got {value!r:.80}")
+        per_image = (self.plan.factor, self.plan.condition_from, self.plan.condition_to, *self.plan.octave_gains)
+        if any(isinstance(value, tuple | list) for value in per_image):
+            raise ValueError("the plan must be that of one image")
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as the JSON in the PNG holds it."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    def png_info(self) -> PngInfo:
+        """The recipe as PNG metadata."""
+        info = PngInfo()
+        info.add_text(KEY, json.dumps(asdict(self)))
+        return info
 
 
-def recipe_info(recipe: Recipe) -> PngInfo:
-    """The recipe as PNG metadata."""
-    info = PngInfo()
-    info.add_text(KEY, json.dumps(asdict(recipe)))
-    return info
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What two recipes, as JSON holds them, must share to be of one image.
+
+    A field is left out where it has the value that its absence stands for. So a field that is added later changes the
+    identity of no image that exists already.
+    """
+    meant = _without_defaults({name: values[name] for name in values if name not in ENVIRONMENT_FIELDS}, Recipe)
+    return {**meant, "plan": _without_defaults(values["plan"], SamplingPlan)}
 
 
-END = b"\0\0\0\0IEND\xaeB`\x82"
-"""The last bytes of every PNG."""
+def digest(meant: Mapping[str, Any]) -> str:
+    """The SHA-256 of an identity."""
+    return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
 
 
-def read_text(path: Path, key: str) -> str | None:
-    """A whole PNG's text under a key, or None; this project's own are not decoded, which takes a tenth of the time."""
-    if not path.is_file():  # a pipe may never end
-        return None
+def _without_defaults(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    absent = _meaning_of_absence(cls)
+    return {name: value for name, value in values.items() if name not in absent or value != absent[name]}
+
+
+@functools.cache
+def _meaning_of_absence(cls: type) -> dict[str, Any]:
+    """What each field that may be absent meant to the program before the field existed, as JSON holds it."""
+    made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
+    former = FORMER_DEFAULTS if issubclass(cls, SamplingPlan) else {}
+    known = {name: value for name, value in {**made, **former}.items() if value is not MISSING}
+    values: dict[str, Any] = json.loads(json.dumps(known))
+    return values
+
+
+def read_values(path: Path) -> dict[str, Any] | None:
+    """The recipe that a PNG holds, as JSON holds it and unchecked, or None where a complete PNG holds none."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(1 << 16)
-            file.seek(-len(END), os.SEEK_END)
-            if file.read() != END:  # half of a file is none
-                return None
-        text = _text_in(head, key.encode())
-        if text is None:
-            with open_image(path) as image:
-                text = image.info.get(key)
-    except (OSError, SyntaxError, ValueError):
+        values = json.loads(png_text(path, KEY) or "null")
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("plan"), dict) else None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a PNG holds, checked: the PNG may come from anywhere.
+
+    Raises:
+        UserError: there is none, or it holds fields or values that this version does not know.
+    """
+    values = read_values(path)
+    if values is None:
+        raise UserError(f"{path} holds no recipe; give a PNG that sample.py wrote")
+    name = values.get("reference")  # a file name may hold anything, ${...} included
+    try:
+        checked = from_dict(Recipe, {**values, "reference": None, "plan": {**FORMER_DEFAULTS, **values["plan"]}})
+    except UserError as error:
+        raise UserError(f"the recipe in {path} cannot be used by this version: {error}") from None
+    return replace(checked, reference=name if isinstance(name, str) else None)
+
+
+def png_text(path: Path, key: str) -> str | None:
+    """The text under a key of a complete PNG, or None. The pixels are not decoded."""
+    try:
+        if not path.is_file():  # a pipe may never end
+            return None
+        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
+            file.seek(-len(PNG_END), os.SEEK_END)
+            is_complete = file.read() == PNG_END
+            text = Image.open(file, formats=("PNG",)).info.get(key) if is_complete else None
+    except Exception:  # Pillow raises anything from struct.error to IndexError on damaged files
         return None
     return text if isinstance(text, str) else None
-
-
-def _text_in(head: bytes, key: bytes) -> str | None:
-    """The text in a PNG's first bytes, where it lies before the pixels."""
-    start = 8
-    while (kind := head[start + 4 : start + 8]) not in (b"IDAT", b""):
-        end = start + 8 + int.from_bytes(head[start : start + 4], "big")
-        found, _, text = head[start + 8 : end].partition(b"\0")
-        if kind == b"tEXt" and found == key and end <= len(head):
-            return text.decode("latin-1")
-        start = end + 4
-    return None
-
-
-def read_recipe(path: Path) -> Recipe | None:
-    """The recipe that a PNG holds, or None where there is none that this version understands."""
-    try:
-        values = json.loads(read_text(path, KEY) or "null")
-        recipe = Recipe(**values)
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return recipe if _is_sound(recipe) else None
-
-
-def _is_sound(recipe: Recipe) -> bool:
-    """Whether every entry is of its type and within reason: a PNG may come from anywhere."""
-    numbers = (recipe.seed, recipe.sample, recipe.batch_size, recipe.threads)
-    hashes = (recipe.checkpoint_sha256, recipe.reference_sha256, recipe.mask_sha256)
-    return (
-        isinstance(recipe.plan, dict)
-        and isinstance(recipe.overrides, dict)
-        and all(type(n) is int and n >= 0 for n in numbers)
-        and 1 <= recipe.batch_size <= 4096
-        and recipe.threads <= 1024
-        and recipe.seed < 2**32
-        and recipe.sample < 2**63
-        and all(h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in hashes)
-        and recipe.checkpoint_sha256 is not None
-        and (recipe.reference is None or isinstance(recipe.reference, str))
-        and recipe.weights in ("ema", "raw")
-        and recipe.precision in ("32", "bf16")
-        and type(recipe.compiled) is bool
-        and recipe.device in ("cpu", "cuda", "mps")
-    )
-
-
-def plan_of(recipe: Recipe) -> SamplingPlan:
-    """The plan that a recipe holds."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.plan.items()}
-    try:
-        if set(values) != {f.name for f in fields(SamplingPlan)}:
-            raise ValueError(f"it sets {', '.join(values) or 'nothing'}")
-        for name, hint in typing.get_type_hints(SamplingPlan).items():
-            if not _is_of(values[name], hint):
-                raise ValueError(f"{name} is of another type: got {values[name]!r:.80}")
-        return SamplingPlan(**values)
-    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-        raise UserError(f"the recipe's plan is not of this version: {error}") from None
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value of one picture is of a field's type; what may be one an image is one."""
-    if hint in (bool, int, str, NoneType):
-        return type(value) is hint
-    if hint is float:
-        return type(value) in (int, float)
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(each, typing.get_args(hint)[0]) for each in value)
-    kinds = typing.get_args(hint)
-    return any(_is_of(value, kind) for kind in kinds if not (int in kinds and typing.get_origin(kind) is tuple))

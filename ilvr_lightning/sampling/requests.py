@@ -1,130 +1,114 @@
-"""The pictures of a run of sample.py, made up one by one when they are asked for: their recipes and names."""
+"""Which images a run of sample.py makes: each is made up when it is asked for, so that a run may have millions."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, overload
+from dataclasses import dataclass, replace
+from typing import Any, Literal, overload
 
+from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import Reference, References
-from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, check_factor
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.sampling.recipe import ENVIRONMENT_FIELDS, Recipe
+from ilvr_lightning.sampling.arguments import Arguments, flags_in_errors
+from ilvr_lightning.sampling.recipe import Recipe, identity
 
-MOST_PICTURES = 10**7
-"""Of one run."""
-
-
-IDENTITY_FIELDS = [f.name for f in fields(Recipe) if f.name not in ENVIRONMENT_FIELDS]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a sweep varies: a column of its grid."""
-
-    factor: int
-    """N."""
-    condition_from: int
-    """The paper's a."""
-    condition_to: int
-    """The paper's b."""
-    octave_gains: tuple[float, ...] = ()
-    """What goes with this factor."""
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """(a, b)."""
-        return self.condition_from, self.condition_to
-
-
-def settings_of(
-    plan: SamplingPlan,
-    factors: Sequence[int],
-    ranges: Sequence[tuple[int, int]] = (),
-    gains: Mapping[int, tuple[float, ...]] | None = None,
-) -> list[Setting]:
-    """Every factor with every range; a resolved plan's own range, and gain, where none is given.
-
-    Raises:
-        ValueError: a range is reversed, or holds what is no timestep.
-    """
-    highs, lows = plan.condition_from, plan.condition_to
-    assert isinstance(highs, int) and isinstance(lows, int)
-    settings = [
-        Setting(
-            factor=factor, condition_from=a, condition_to=b, octave_gains=(gains or {}).get(factor, plan.octave_gains)
-        )
-        for factor in factors
-        for a, b in ranges or [(highs, lows)]
-    ]
-    for setting in settings:
-        replace(plan, **asdict(setting))
-    return settings
+MAX_SAMPLES = 10**7
+"""A run makes at most this many images."""
+SWEEP_FACTORS = (4, 8, 16, 32, 64)
+"""The factors of --sweep; those that divide the image's size and are below it are sampled."""
+SWEEP_RANGES = (1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 0.75)
+"""The ranges of --sweep, as fractions of T: figure 7 of Choi et al. 2021 in four columns."""
+DEFAULT_FACTOR = 8
+"""The factor that is sampled if none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One picture to make."""
+class SampleRequest:
+    """One image to make."""
 
-    reference: Reference | None
-    setting: Setting | None
-    """None without a reference."""
-    sample: int
     recipe: Recipe
-    """What determines the picture; batch size, precision and device are filled in when it is made."""
-    file: str
+    """Its plan, seed, sample number, checkpoint and hashes; the environment is filled in when the image is made."""
+    reference: Reference | None
+    """The reference that it follows, or None for an unconditional image."""
     index: int = 0
-    """Its place in the run."""
+    """Its position in the run."""
 
 
-class Jobs(Sequence[Job]):
-    """Every picture of a run: references, their settings, their samples, in this order; none is kept.
+class SampleRequests(Sequence[SampleRequest]):
+    """Every image of a run, in the order of references, plans and samples.
 
     Args:
-        references: what is followed; with none the pictures are unconditional.
-        settings: of the plan, for each reference; [None] without.
-        num_samples: of each.
-        recipes: one a setting, of sample 0 and no reference.
+        references: what the images follow; without any they are unconditional.
+        plans: resolved, for each reference.
+        num_samples: samples per reference and plan.
+        seed: of the noise.
+        weights: the weights that the checkpoint is read for.
+        checkpoint_sha256: the checkpoint's hash.
+        overrides: what the user said of the checkpoint.
 
     Raises:
-        UserError: these are more than one run makes.
+        UserError: the images are too many, or one of few references cannot be used with the plans.
     """
 
     def __init__(
         self,
         references: References,
-        settings: Sequence[Setting | None],
+        plans: Sequence[SamplingPlan],
         num_samples: int,
-        recipes: Sequence[Recipe],
+        *,
+        seed: int,
+        weights: Literal["ema", "raw"],
+        checkpoint_sha256: str,
+        overrides: dict[str, Any],
     ) -> None:
-        self.references, self.settings, self.num_samples = references, list(settings), num_samples
-        self._recipes = list(recipes)
-        ranges = {setting.range for setting in settings if setting is not None}
-        self._stems = [_stem(setting, len(ranges) > 1) for setting in settings]
+        self.references, self.plans, self.num_samples, self.seed = references, list(plans), num_samples, seed
         self.unusable: dict[int, UserError] = {}
-        """References that were found to be broken, and why."""
-        if len(self) > MOST_PICTURES:
-            raise UserError(
-                f"--num-samples: these are {len(self)} pictures; a run makes at most {MOST_PICTURES}, another --seed "
-                "and --out makes more"
+        """The references that turned out to be unusable, by their numbers, and why."""
+        self._recipes = [
+            Recipe(
+                plan=plan,
+                seed=seed,
+                sample=0,
+                weights=weights,
+                checkpoint_sha256=checkpoint_sha256,
+                overrides=overrides,
+                reference=None,
+                reference_sha256=None,
             )
+            for plan in plans
+        ]
+        self._identities = [identity(recipe.plain()) for recipe in self._recipes]
+        for meant in self._identities:
+            del meant["reference_sha256"]  # the reference is compared apart
+        if len(self) > MAX_SAMPLES:
+            raise UserError(
+                f"these are {len(self)} images, and a run makes at most {MAX_SAMPLES}; lower --num-samples, and take "
+                "another --seed and --out for more"
+            )
+        if self.references_are_few and plans[0].start_from is not None:
+            for number in range(len(references)):
+                self._reference(number)
 
     @property
-    def each(self) -> int:
-        """Pictures of a reference, or of the run without one."""
-        return len(self.settings) * self.num_samples
+    def references_are_few(self) -> bool:
+        """Whether all references were read at the start; then copies of them are kept, and grids are drawn."""
+        return self.references.all_validated
+
+    @property
+    def per_reference(self) -> int:
+        """The number of images per reference, or of the whole run where there is none."""
+        return len(self.plans) * self.num_samples
 
     def __len__(self) -> int:
-        return max(1, len(self.references)) * self.each
+        return max(1, len(self.references)) * self.per_reference
 
     @overload
-    def __getitem__(self, index: int) -> Job: ...
+    def __getitem__(self, index: int) -> SampleRequest: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Job]: ...
+    def __getitem__(self, index: slice) -> list[SampleRequest]: ...
 
-    def __getitem__(self, index: int | slice) -> Job | list[Job]:
-        """A picture, its reference read, its file named as if nothing had the name.
+    def __getitem__(self, index: int | slice) -> SampleRequest | list[SampleRequest]:
+        """One request, its reference read, or several.
 
         Raises:
             UserError: its reference cannot be used.
@@ -133,123 +117,128 @@ class Jobs(Sequence[Job]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        index = int(index)
-        reference = self._reference(index)
-        _, setting, sample = self._place(index)
+        number, plan, sample = self.locate(index)
+        reference = self._reference(number)
         recipe = replace(
-            self._recipes[setting],
+            self._recipes[plan],
             sample=sample,
             reference=reference.name if reference else None,
             reference_sha256=reference.sha256 if reference else None,
             mask_sha256=reference.mask_sha256 if reference else None,
         )
-        file = f"{self.stem(index)}.png"
-        return Job(
-            reference=reference, setting=self.settings[setting], sample=sample, recipe=recipe, file=file, index=index
-        )
+        return SampleRequest(recipe=recipe, reference=reference, index=int(index))
 
-    def _place(self, index: int) -> tuple[int, int, int]:
-        number, sample = divmod(index, self.num_samples)
-        return (*divmod(number, len(self.settings)), sample)
+    def locate(self, index: int) -> tuple[int, int, int]:
+        """The numbers of a request's reference, plan and sample."""
+        rest, sample = divmod(int(index), self.num_samples)
+        return (*divmod(rest, len(self.plans)), sample)
 
-    def _reference(self, index: int) -> Reference | None:
+    def is_usable(self, index: int) -> bool:
+        """Whether a request has a reference that can be used, or needs none."""
+        try:
+            self._reference(self.locate(index)[0])
+        except UserError:
+            return False
+        return True
+
+    def matches(self, index: int, values: Mapping[str, Any]) -> bool:
+        """Whether the recipe of a PNG is that of a request; its reference is read only if everything else agrees.
+
+        Args:
+            index: the request's position.
+            values: the PNG's recipe as JSON holds it.
+        """
+        number, plan, sample = self.locate(index)
+        found = identity(values)
+        hashes = {name: found.pop(name, None) for name in ("reference_sha256", "mask_sha256")}
+        if found != {**self._identities[plan], "sample": sample} or not self.is_usable(index):
+            return False
+        reference = self._reference(number)
+        wanted = (reference.sha256, reference.mask_sha256) if reference else (None, None)
+        return tuple(hashes.values()) == wanted
+
+    def _reference(self, number: int) -> Reference | None:
         if not len(self.references):
             return None
-        number = self._place(index)[0]
         if number in self.unusable:
             raise self.unusable[number]
         try:
             reference = self.references[number]
-            if reference.mask is not None and self._recipes[0].plan["start_from"] is not None:
-                raise UserError(f"--start-from begins from the whole reference; {reference.name} has a mask of its own")
+            if reference.mask is not None and self.plans[0].start_from is not None:
+                raise UserError(
+                    f"--start-from cannot be combined with a mask, and {reference.name} has one of its own; remove "
+                    "--start-from or the transparency"
+                )
         except UserError as error:
             self.unusable[number] = error
             raise
         return reference
 
-    def is_usable(self, index: int) -> bool:
-        """Whether a picture has a reference that can be read, or needs none."""
-        try:
-            self._reference(index)
-        except UserError:
-            return False
-        return True
 
-    def stem(self, index: int) -> str:
-        """A picture's name, without reading its reference."""
-        number, setting, sample = self._place(index)
-        return f"{self.references.name(number) if len(self.references) else ''}{self._stems[setting]}_{sample}"
-
-    def shares_stem(self, index: int) -> bool:
-        """Whether another reference has the name of this one's."""
-        return len(self.references) > 0 and self.references.name_is_ambiguous(self._place(index)[0])
-
-    def fits(self, index: int, recipe: Recipe) -> bool:
-        """Whether a recipe is a picture's, its reference taken on trust."""
-        _, setting, sample = self._place(index)
-        hashes = {name: getattr(recipe, name) for name in ("reference_sha256", "mask_sha256")}
-        wanted = replace(self._recipes[setting], sample=sample, **hashes)
-        follows = recipe.reference_sha256 is not None
-        return follows == bool(len(self.references)) and all(
-            getattr(wanted, n) == getattr(recipe, n) for n in IDENTITY_FIELDS
-        )
-
-    def is_of(self, index: int, recipe: Recipe) -> bool:
-        """Whether a recipe is a picture's; reads its reference only if everything else agrees."""
-        if not self.fits(index, recipe) or not self.is_usable(index):
-            return False
-        reference = self._reference(index)
-        return reference is None or reference.key[1:] == (recipe.reference_sha256, recipe.mask_sha256)
-
-
-def make_jobs(
-    references: References,
-    settings: Sequence[Setting],
-    num_samples: int,
-    plan: SamplingPlan,
-    *,
-    seed: int,
-    weights: str,
-    checkpoint_sha256: str,
-    overrides: dict[str, Any] | None = None,
-) -> Jobs:
-    """Every picture of a run; without references, unconditional ones.
+def check_image_size(denoiser: LoadedDenoiser, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(C, H, W) of the images: the size asked for, if the network allows it, else the network's own.
 
     Raises:
-        UserError: these are more than one run makes.
+        UserError: the network does not allow it.
     """
-    chosen: list[Setting | None] = [*settings] if len(references) else [None]
-    recipes = [
-        Recipe(
-            plan=plan_settings(plan, setting),
-            seed=seed,
-            sample=0,
-            weights=weights,
-            checkpoint_sha256=checkpoint_sha256,
-            overrides=overrides or {},
-            reference=None,
-            reference_sha256=None,
-        )
-        for setting in chosen
-    ]
-    return Jobs(references, chosen, num_samples, recipes)
+    channels, *trained = denoiser.image_shape
+    height, width = size or (trained[0], trained[1])
+    with flags_in_errors():
+        denoiser.network.config.check_size(height, width)
+    return channels, height, width
 
 
-def _stem(setting: Setting | None, several_ranges: bool) -> str:
-    """What a name says of a setting, after the reference's name."""
-    if setting is None:
-        return "unconditional"
-    a, b = setting.range
-    return f"_N{setting.factor}" + (f"_t{a}-{b}" if several_ranges else "")
+def check_plan(
+    plan: SamplingPlan, denoiser: LoadedDenoiser, shape: tuple[int, int, int], follows: bool
+) -> SamplingPlan:
+    """The plan with what depends on T filled in, if checkpoint and image size allow it.
+
+    Args:
+        plan: the settings of one image.
+        denoiser: tells T.
+        shape: (C, H, W) of the image.
+        follows: whether the image follows a reference.
+
+    Raises:
+        UserError: they do not.
+    """
+    if plan.variance == "learned" and not denoiser.network.config.learn_sigma:
+        raise UserError("--variance learned needs a network that learned its variance; give small, large or auto")
+    with flags_in_errors():
+        for factor in as_tuple(plan.factor) if follows else ():
+            check_factor(factor, (shape[1], shape[2]), "--factor")
+        return plan.resolved(denoiser.schedule.num_timesteps)
 
 
-def plan_settings(plan: SamplingPlan, setting: Setting | None) -> dict[str, Any]:
-    """A plan as a recipe holds it: plain values, one setting."""
-    chosen = plan if setting is None else replace(plan, **asdict(setting))
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(chosen)))
-    return plain
+def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, int, int]) -> list[SamplingPlan]:
+    """Every factor with every range, each a resolved plan.
 
+    What is not given is the preset's, or with --sweep the paper's. Each factor comes with the octave_gains that the
+    checkpoint was calibrated to for the preset.
 
-def trajectory_files(picture: Path) -> tuple[Path, Path]:
-    """The strip and the animation of a picture."""
-    return picture.with_name(f"{picture.stem}_steps.png"), picture.with_name(f"{picture.stem}_steps.webp")
+    Args:
+        args: the command line, as parse_arguments gives it.
+        denoiser: tells T and the calibrated octave_gains.
+        shape: (C, H, W) of the images.
+
+    Raises:
+        UserError: checkpoint, image size, factors, ranges and settings do not fit each other.
+    """
+    plan: SamplingPlan = args.plan if args.clip is not None else replace(args.plan, clip=denoiser.clip)
+    if not args.ref:
+        return [check_plan(plan, denoiser, shape, follows=False)]
+    factors, ranges = args.factor, args.range
+    if args.sweep:
+        side, T = min(shape[1:]), denoiser.schedule.num_timesteps
+        factors = factors or [n for n in SWEEP_FACTORS if side % n == 0 and n < side]
+        ranges = ranges or [(round(a * T), round(b * T)) for a, b in SWEEP_RANGES]
+    calibrated = args.octave_gains is None and args.image_size is None
+    gains = denoiser.gains(args.preset, plan) if calibrated else {}
+    plans = []
+    for factor in factors or [DEFAULT_FACTOR]:
+        for a, b in ranges or [(plan.condition_from, plan.condition_to)]:
+            changes = {"factor": factor, "condition_from": a, "condition_to": b}
+            with flags_in_errors():
+                changed = replace(plan, octave_gains=gains.get(factor, plan.octave_gains), **changes)
+            plans.append(check_plan(changed, denoiser, shape, follows=True))
+    return plans

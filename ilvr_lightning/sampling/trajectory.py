@@ -1,4 +1,4 @@
-"""sample.py --trajectory: x_0 over the steps, predicted and refined, as a strip and as an animation."""
+"""sample.py --trajectory: the predicted x_0 over the steps, as a strip and as an animation."""
 
 import functools
 from collections.abc import Sequence
@@ -9,48 +9,49 @@ from PIL import Image
 
 from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.data.images import Pixels, to_image
-from ilvr_lightning.sampling.requests import Job, trajectory_files
+from ilvr_lightning.sampling.folder import trajectory_files
+from ilvr_lightning.sampling.requests import SampleRequest
 from ilvr_lightning.visual.grids import Column, draw_grid
 
 T = TypeVar("T")
-
-
-IN_STRIP, IN_ANIMATION = 10, 50
-"""At most so many steps, evenly chosen."""
-
-
+FRAMES_IN_STRIP = 10
+"""The strip shows at most this many steps, evenly chosen."""
+FRAMES_IN_ANIMATION = 50
+"""The animation shows at most this many steps, evenly chosen."""
 MIN_SIDE = 256
-
-
-FRAME_MS, LAST_MS = 120, 1500
+"""The animation of a smaller image is enlarged to at least this many pixels, pixel by pixel."""
+FRAME_MS = 120
+"""A frame of the animation is shown for this many milliseconds."""
+LAST_FRAME_MS = 1500
+"""The last frame, which is the image, is shown for this many milliseconds."""
 
 
 class Frame(NamedTuple):
-    """x_0 as predicted at one level and refined, for a whole batch."""
+    """The x_0 that was predicted at one timestep, with the reference applied, for all images of a batch."""
 
     t: int
     pixels: Pixels
     """(B, H, W, C)."""
 
 
-def draw_trajectory(frames: Sequence[Frame], place: int, job: Job, picture: Path) -> None:
-    """Write the two files of one picture of the batch.
+def draw_trajectory(frames: Sequence[Frame], index: int, request: SampleRequest, image: Path) -> None:
+    """Write the strip and the animation of one image of a batch.
 
     Args:
-        frames: a step each; the last one is the picture itself.
-        place: of the picture in the batch.
-        job: what was made.
-        picture: its file, which names the others.
+        frames: the steps in order; the last one shows the image itself.
+        index: the image's index in the batch.
+        request: what was sampled.
+        image: the image's file, which gives the names of the two.
     """
-    strip, animation = trajectory_files(picture)
-    columns = [Column(label=f"t={f.t}", rows=[[f.pixels[place]]]) for f in spread(frames, IN_STRIP)]
-    if job.reference is not None:
-        columns.insert(0, Column(label="reference", rows=[[job.reference.preview()]]))
-    plan = job.recipe.plan
-    title = f"{picture.stem}: x_0 as predicted at t and refined, {plan['sampler']}, {plan['num_steps']} steps"
+    strip, animation = trajectory_files(image)
+    columns = [Column(label=f"t={f.t}", rows=[[f.pixels[index]]]) for f in evenly_chosen(frames, FRAMES_IN_STRIP)]
+    if request.reference is not None:
+        columns.insert(0, Column(label="reference", rows=[[request.reference.preview()]]))
+    plan = request.recipe.plan
+    title = f"{image.stem}: x_0 as predicted at t, {plan.sampler}, {plan.num_steps} steps"
     write_atomically(strip, functools.partial(draw_grid(columns, title).save, format="PNG"))
-    images = [_enlarged(f.pixels[place]) for f in spread(frames, IN_ANIMATION)]
-    durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
+    images = [_enlarged(f.pixels[index]) for f in evenly_chosen(frames, FRAMES_IN_ANIMATION)]
+    durations = [FRAME_MS] * (len(images) - 1) + [LAST_FRAME_MS]
     write_atomically(
         animation,
         functools.partial(
@@ -60,8 +61,8 @@ def draw_trajectory(frames: Sequence[Frame], place: int, job: Job, picture: Path
     )  # fmt: skip
 
 
-def spread(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of them, evenly, the first and the last among them."""
+def evenly_chosen(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spaced, the first and the last among them."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

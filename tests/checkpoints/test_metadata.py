@@ -53,7 +53,7 @@ def test_samples(run: Path, images: Path, tmp_path: Path) -> None:
     assert {p.suffix for p in files} == {".png", ".webp", ".jsonl"}
     for file in files:
         assert tells(file.read_bytes(), images, run, tmp_path) == [], file.name
-    (line,) = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "metadata.jsonl").read_text().splitlines()
     assert json.loads(line)["reference"] == "00"
 
 

@@ -36,11 +36,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(checkpoint: Path, reference: Path, out: Path, *argv: str) -> list[dict[str, Any]]:
-    """Sample one picture in two steps; gives the manifest."""
+    """Sample one picture in two steps; gives the recipe of each line of the index, with its file."""
     status = sample.main(["--ckpt", str(checkpoint), "--ref", str(reference), "--out", str(out), "--steps", "2",
                           "--num-samples", "1", "--device", "cpu", *argv])  # fmt: skip
     assert status == 0
-    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    return [{**json.loads(line["recipe"]), "file": line["file_name"]} for line in lines]
 
 
 def test_sample_from_an_adm_file(
@@ -113,9 +114,9 @@ def test_fine_tuning_from_an_adm_file(adm_file: Path, train_run: TrainRun, capsy
 
 
 def test_fine_tuning_that_does_not_fit(
-    adm_file: Path, recipe: Path, train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+    adm_file: Path, tiny_config: Path, train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused = functools.partial(cli.refused, train.main, capsys, recipe)
+    refused = functools.partial(cli.refused, train.main, capsys, tiny_config)
     assert "init_remake_head=true" in refused(*FINE_TUNE, f"init_from={adm_file}")
     assert "model.num_res_blocks=1" in refused(
         *FINE_TUNE, "model.learn_sigma=true", "model.num_res_blocks=2", f"init_from={adm_file}"

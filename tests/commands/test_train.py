@@ -61,76 +61,76 @@ refused = functools.partial(cli.refused, train.main)
     ],
 )  # fmt: skip
 def test_bad_setting(
-    override: str, words: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    override: str, words: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if override == "trainer.accelerator=gpu" and torch.cuda.is_available():
         override = "trainer.devices=99"
-    assert words in refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path}", override)
+    assert words in refused(capsys, str(tiny_config), f"trainer.default_root_dir={tmp_path}", override)
 
 
-def test_range_reversed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(capsys, str(recipe), "sampling.condition_from=5", "sampling.condition_to=10")
+def test_range_reversed(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, str(tiny_config), "sampling.condition_from=5", "sampling.condition_to=10")
     assert "the range is reversed: sampling.condition_from=5 is below sampling.condition_to=10" in error
 
 
-def test_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no config nothing.yaml" in refused(capsys, "nothing.yaml")
 
 
-def test_recipe_that_is_no_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_that_is_no_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.yaml").write_text("data: [1")
     assert "broken.yaml is no readable YAML" in refused(capsys, str(tmp_path / "broken.yaml"))
 
 
-def test_empty_folder(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no images in this folder" in refused(capsys, str(recipe), f"data.path={tmp_path}", "run.name=x")
+def test_empty_folder(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no images in this folder" in refused(capsys, str(tiny_config), f"data.path={tmp_path}", "run.name=x")
 
 
-def test_files_that_are_no_images(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_images(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("no picture")
-    settings = [str(recipe), f"data.path={tmp_path}", "run.name=no_images"]
+    settings = [str(tiny_config), f"data.path={tmp_path}", "run.name=no_images"]
     assert "no image in it can be read" in refused(capsys, *settings)
     error = refused(capsys, *settings, "data.on_broken=stop")
     assert "row 1 of" in error  # row 0 is held out
-    error = refused(capsys, str(recipe), "run.name=no_images", f"grid.references=[{tmp_path / 'a.png'}]")
+    error = refused(capsys, str(tiny_config), "run.name=no_images", f"grid.references=[{tmp_path / 'a.png'}]")
     assert "a.png cannot be read as an image" in error
 
 
-def test_run_folder_that_cannot_be_made(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folder_that_cannot_be_made(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
-    error = refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path / 'file' / 'runs'}")
+    error = refused(capsys, str(tiny_config), f"trainer.default_root_dir={tmp_path / 'file' / 'runs'}")
     assert "trainer.default_root_dir: cannot write to" in error
 
 
 @pytest.mark.parametrize("override", ["trainer.accumulate_grad_batches=3", "data.batch_size=64"])
 def test_refused_before_there_is_a_folder(
-    override: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    override: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "data.batch_size" in refused(capsys, str(recipe), f"trainer.default_root_dir={tmp_path}/runs", override)
+    assert "data.batch_size" in refused(capsys, str(tiny_config), f"trainer.default_root_dir={tmp_path}/runs", override)
     assert not list(tmp_path.glob("runs/tiny/*"))
 
 
-def test_what_it_resumes_is_printed(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_resumes_is_printed(tiny_config: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = trained / "checkpoints" / "last.ckpt"
-    assert train.main([str(recipe), "trainer.max_epochs=2", f"resume={path}"]) == 0
+    assert train.main([str(tiny_config), "trainer.max_epochs=2", f"resume={path}"]) == 0
     out = capsys.readouterr().out
     assert f"resume       {path}, step 8\n" in out
     assert "done         step 8, nothing was left to do\n" in out
 
 
-def test_folder_to_resume(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(capsys, str(recipe), f"resume={trained}")
+def test_folder_to_resume(tiny_config: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, str(tiny_config), f"resume={trained}")
     assert f"give the newest in that folder, {trained / 'checkpoints' / 'last.ckpt'}" in error
 
 
-def test_not_validated(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([str(recipe), "run.name=not_validated", "trainer.max_steps=2"]) == 0
+def test_not_validated(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(tiny_config), "run.name=not_validated", "trainer.max_steps=2"]) == 0
     assert "done         step 2, not validated\n" in capsys.readouterr().out
 
 
-def test_no_run_to_resume(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(capsys, str(recipe), "resume=auto", f"trainer.default_root_dir={tmp_path}")
+def test_no_run_to_resume(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, str(tiny_config), "resume=auto", f"trainer.default_root_dir={tmp_path}")
     assert "resume=auto: there is no checkpoint under" in error
 
 
@@ -147,7 +147,7 @@ class Evil:
 @pytest.mark.parametrize("key", ["resume", "init_from"])
 @pytest.mark.parametrize("kind", ["text", "truncated", "pickle", "torch_pickle", "other"])
 def test_checkpoint_that_is_none(
-    key: str, kind: str, recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    key: str, kind: str, tiny_config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, harm = tmp_path / "x.ckpt", tmp_path / "harm"
     match kind:
@@ -162,24 +162,26 @@ def test_checkpoint_that_is_none(
             torch.save({"state_dict": Evil(harm)}, path)
         case "other":
             torch.save({"state_dict": {}}, path)
-    error = refused(capsys, str(recipe), f"{key}={path}", "run.name=bad_checkpoint")
+    error = refused(capsys, str(tiny_config), f"{key}={path}", "run.name=bad_checkpoint")
     assert f"{path} is no checkpoint" in error
     assert not harm.exists()
 
 
-def test_checkpoint_of_another_network(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_of_another_network(tiny_config: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = trained / "checkpoints" / "last.ckpt"
-    error = refused(capsys, str(recipe), f"init_from={path}", "model.channels=16", "run.name=other_network")
+    error = refused(capsys, str(tiny_config), f"init_from={path}", "model.channels=16", "run.name=other_network")
     assert "does not fit the network" in error
-    error = refused(capsys, str(recipe), f"resume={path}", "model.channels=16", "run.name=other_network")
+    error = refused(capsys, str(tiny_config), f"resume={path}", "model.channels=16", "run.name=other_network")
     assert f"resume={path}: its training state is damaged or does not fit the settings" in error
 
 
-def test_weights_that_overflow(recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_overflow(
+    tiny_config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     state["state_dict"] = {name: value * 1e30 for name, value in state["state_dict"].items()}
     torch.save(state, tmp_path / "large.ckpt")
-    error = refused(capsys, str(recipe), f"init_from={tmp_path / 'large.ckpt'}", "run.name=overflows")
+    error = refused(capsys, str(tiny_config), f"init_from={tmp_path / 'large.ckpt'}", "run.name=overflows")
     assert "large.ckpt: the loss is not finite with its weights, before any training" in error
 
 
@@ -197,8 +199,8 @@ def test_help_lists_the_first_keys_and_help_all_every_key(capsys: pytest.Capture
     assert set(FIRST_KEYS) <= set(keys)
 
 
-def test_print_config_can_be_read_again(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([str(recipe), "--print-config", "optim.lr=0.5"]) == 0
+def test_print_config_can_be_read_again(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(tiny_config), "--print-config", "optim.lr=0.5"]) == 0
     first = capsys.readouterr().out
     (tmp_path / "again.yaml").write_text(first)
     assert "\n  lr: 0.5\n" in first
@@ -206,10 +208,10 @@ def test_print_config_can_be_read_again(recipe: Path, tmp_path: Path, capsys: py
     assert capsys.readouterr().out == first
 
 
-def test_first_lines(recipe: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([str(recipe), "run.name=first_lines"]) == 0
+def test_first_lines(tiny_config: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(tiny_config), "run.name=first_lines"]) == 0
     out = capsys.readouterr().out
-    folder = recipe.parent / "runs" / "tiny" / "first_lines"
+    folder = tiny_config.parent / "runs" / "tiny" / "first_lines"
     for line in (
         f"data         {images}: 18 images to train on, 3 to validate on, 8x8 px",
         "network      12,203 parameters",

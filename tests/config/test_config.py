@@ -31,9 +31,9 @@ def message(*arguments: str) -> str:
 
 
 def test_overrides_come_after_the_file(tmp_path: Path) -> None:
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("seed: 3\noptim: {lr: 0.5, betas: [0.8, 0.9]}\ntrainer: {max_epochs: 7}\n")
-    config = load(str(recipe), "optim.lr=0.25", "trainer.devices=2", "sampling.factor=[4,8]")
+    config_file = tmp_path / "mine.yaml"
+    config_file.write_text("seed: 3\noptim: {lr: 0.5, betas: [0.8, 0.9]}\ntrainer: {max_epochs: 7}\n")
+    config = load(str(config_file), "optim.lr=0.25", "trainer.devices=2", "sampling.factor=[4,8]")
     assert config.name == "mine"
     assert (config.seed, config.optim.lr, config.optim.betas) == (3, 0.25, (0.8, 0.9))
     assert config.sampling.factor == (4, 8)
@@ -48,9 +48,9 @@ def test_nothing_given_is_the_default() -> None:
 
 
 def test_default_recipe(tmp_path: Path) -> None:
-    recipe = tmp_path / "other.yml"
-    recipe.write_text("seed: 9\n")
-    config = load_config(["seed=10"], default=recipe)
+    config_file = tmp_path / "other.yml"
+    config_file.write_text("seed: 9\n")
+    config = load_config(["seed=10"], default=config_file)
     assert (config.seed, config.name) == (10, "other")
 
 
@@ -83,7 +83,6 @@ def test_default_recipe(tmp_path: Path) -> None:
         ("grid.preset=papr", ["grid.preset must be one of fast", "got 'papr'"]),
         ("data.path=[", ["data.path could not be read", "data.path=["]),
         ("data.path=${nope.key}", ["data.path must be a plain value", "${nope.key}"]),
-        ("data.batch_size=auto", ["data.batch_size", "auto", "integer"]),
         ("trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches must be at least 1: got 0"]),
         ("trainer.limit_train_batches=1.5", ["trainer.limit_train_batches must be a number of batches, or a share"]),
         ("name=a/b", ["a plain name: got 'a/b'"]),
@@ -112,21 +111,21 @@ def test_resume_and_init_from_exclude_each_other() -> None:
 
 @pytest.mark.parametrize("content", ["data: [1\n", "\tseed: 1\n", "- seed\n", b"\xff\xfe\x00seed"])
 def test_broken_recipe(tmp_path: Path, content: str | bytes) -> None:
-    recipe = tmp_path / "broken.yaml"
-    recipe.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert message(str(recipe)).startswith(str(recipe))
+    config_file = tmp_path / "broken.yaml"
+    config_file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message(str(config_file)).startswith(str(config_file))
 
 
 def test_unknown_key_of_a_recipe(tmp_path: Path) -> None:
-    recipe = tmp_path / "typo.yaml"
-    recipe.write_text("data: {image_sise: 64}\n")
-    assert "unknown key data.image_sise; did you mean data.image_size?" in message(str(recipe))
+    config_file = tmp_path / "typo.yaml"
+    config_file.write_text("data: {image_sise: 64}\n")
+    assert "unknown key data.image_sise; did you mean data.image_size?" in message(str(config_file))
 
 
 def test_empty_recipe_is_the_default(tmp_path: Path) -> None:
-    recipe = tmp_path / "empty.yaml"
-    recipe.write_text("# nothing\n")
-    assert load(str(recipe)) == Config(name="empty")
+    config_file = tmp_path / "empty.yaml"
+    config_file.write_text("# nothing\n")
+    assert load(str(config_file)) == Config(name="empty")
 
 
 LEAKS = [
@@ -145,9 +144,9 @@ LEAKS = [
 @pytest.mark.parametrize("content", LEAKS)
 def test_environment_does_not_leak_into_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("SECRET_OF_THE_TEST", "hunter2")
-    recipe = tmp_path / "leak.yaml"
-    recipe.write_text(content)
-    text = message(str(recipe))
+    config_file = tmp_path / "leak.yaml"
+    config_file.write_text(content)
+    text = message(str(config_file))
     assert "must be a plain value; ${...} is not resolved" in text
     assert "hunter2" not in text
 
@@ -192,9 +191,9 @@ def test_plain_holds_builtins_alone_and_makes_the_same_again() -> None:
 
 def test_yaml_makes_the_same_again(tmp_path: Path) -> None:
     config = load("optim.lr=3e-5", "grid.references=[a.png,b*.png]", "trainer.max_steps=9")
-    recipe = tmp_path / "again.yaml"
-    recipe.write_text(to_yaml(config.plain()))
-    assert load(str(recipe)) == config
+    config_file = tmp_path / "again.yaml"
+    config_file.write_text(to_yaml(config.plain()))
+    assert load(str(config_file)) == config
 
 
 def test_T() -> None:  # noqa: N802
@@ -228,15 +227,15 @@ def test_every_key_is_described() -> None:
     assert set(fixed.split()) <= set(keys)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_ready_recipes(recipe: Path) -> None:
-    config = load(str(recipe))
-    assert config.name == recipe.stem
-    first = recipe.read_text().splitlines()[0]
-    assert first.startswith(f"# python train.py configs/{recipe.name}")
+@pytest.mark.parametrize("config_file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_configs(config_file: Path) -> None:
+    config = load(str(config_file))
+    assert config.name == config_file.stem
+    first = config_file.read_text().splitlines()[0]
+    assert first.startswith(f"# python train.py configs/{config_file.name}")
     # Nothing that it says is lost.
     resolved = yaml.safe_load(to_yaml(config.plain()))
-    for section, values in yaml.safe_load(recipe.read_text()).items():
+    for section, values in yaml.safe_load(config_file.read_text()).items():
         for key, value in values.items() if isinstance(values, dict) else ():
             assert resolved[section][key] == value
 
@@ -255,15 +254,16 @@ def test_steps_alone_suffice(given: dict[str, Any], epochs: int) -> None:
     assert TrainerConfig(**given).arguments()["max_epochs"] == epochs
 
 
-@pytest.mark.parametrize("key", sorted(RETIRED))
-def test_retired_keys_are_ignored_with_a_note(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("retired", sorted(RETIRED))
+def test_retired_keys_are_ignored_with_a_note(retired: str, tmp_path: Path) -> None:
+    key, _, only = retired.partition("=")
     section, _, name = key.partition(".")
     said: list[str] = []
-    (tmp_path / "old.yaml").write_text(f"{section}: {{{name}: 3}}")
+    (tmp_path / "old.yaml").write_text(f"{section}: {{{name}: {only or 3}}}")
     assert load_config([str(tmp_path / "old.yaml")], say=said.append) == Config(name="old")
-    assert said == [f"note         {key} is no longer a setting and is ignored"]
+    assert said == [f"note         {retired} is no longer a setting and is ignored"]
     plain = Config().plain()
-    plain[section][name] = 3
+    plain[section][name] = only or 3
     assert config_from_dict(plain) == Config()
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -62,7 +63,7 @@ class Case:
 class Valid:
     """What is mutated: the files of a run, of foreign formats, and a picture with its recipe."""
 
-    recipe: str
+    config: str
     checkpoint: bytes
     safetensors: bytes
     adm: bytes
@@ -71,7 +72,8 @@ class Valid:
     """A folder's files by their paths."""
     picture: bytes
     """A PNG with its recipe."""
-    manifest: bytes
+    metadata: bytes
+    """metadata.jsonl, the index of its folder."""
     references: Mapping[str, bytes]
     """The picture's, by file name."""
 
@@ -480,7 +482,7 @@ def mutated_mask(valid: Valid, random: Random) -> Case:
     return _picture_cases("--mask", Path(name).name, content, None)
 
 
-# --- recipes and overrides
+# --- configs and overrides
 
 
 def _aliases(levels: int, width: int = 10) -> str:
@@ -504,7 +506,7 @@ def _references(width: int) -> str:
         "run.name:", "run: {name:").replace("'\n", "'}\n", 1) + "\n"  # fmt: skip
 
 
-RECIPES: tuple[tuple[str, str | bytes | Callable[[Path], object]], ...] = (
+CONFIGS: tuple[tuple[str, str | bytes | Callable[[Path], object]], ...] = (
     ("aliases", _aliases(12)),
     ("more aliases", _aliases(40)),
     ("merges", _merges(12)),
@@ -594,28 +596,28 @@ HARMLESS = {"an empty section", "nothing", "environment, escaped", "a byte order
 """Of these, what may be read."""
 
 
-def _recipe_case(what: str, content: Content, valid: bool | None, *more: str) -> Case:
+def _config_case(what: str, content: Content, valid: bool | None, *more: str) -> Case:
     argv = ("in/x.yaml", *(TRAIN[2:] if more else TRAIN[1:]), *more)
-    return Case(what=what, program="train", argv=argv, files={"in/x.yaml": content}, valid=valid, names=RECIPE_NAMES)
+    return Case(what=what, program="train", argv=argv, files={"in/x.yaml": content}, valid=valid, names=CONFIG_NAMES)
 
 
-RECIPE_NAMES = ("x.yaml", "recipe", "data", "model", "optim", "grid", "seed", "run", "trainer", "sampling",
-"unknown key",
+CONFIG_NAMES = ("x.yaml", "config", "data", "model", "optim", "grid", "seed", "run", "trainer", "sampling",
+                "unknown key",
                 "diffusion", "checkpoint", "ema", "calibration", "resume", "init_from", "compile",
                 "references")  # fmt: skip
 
 
-def recipes_by_hand(_: Valid) -> list[Case]:
+def configs_by_hand(_: Valid) -> list[Case]:
     made = []
-    for what, content in RECIPES:
+    for what, content in CONFIGS:
         data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
         valid = None if what in HARMLESS else False
-        made.append(_recipe_case(what, data, valid, "--print-config"))
+        made.append(_config_case(what, data, valid, "--print-config"))
     return made
 
 
-def mutated_recipe(valid: Valid, random: Random) -> Case:
-    lines = valid.recipe.splitlines()
+def mutated_config(valid: Valid, random: Random) -> Case:
+    lines = valid.config.splitlines()
     place = random.randrange(len(lines))
     line = lines[place]
     match random.randrange(6):
@@ -634,8 +636,8 @@ def mutated_recipe(valid: Valid, random: Random) -> Case:
             changed = [*lines[:place], line[:at] + strange + line[at + random.randrange(3) :], *lines[place + 1 :]]
         case _:
             key = random.choice(list(all_keys()))
-            return _recipe_case(f"{key} of a strange value", _as_yaml(random, key), None, "--print-config")
-    return _recipe_case(f"line {place} changed", "\n".join(changed).encode(), None, "--print-config")
+            return _config_case(f"{key} of a strange value", _as_yaml(random, key), None, "--print-config")
+    return _config_case(f"line {place} changed", "\n".join(changed).encode(), None, "--print-config")
 
 
 def _as_yaml(random: Random, key: str) -> bytes:
@@ -664,9 +666,9 @@ STRANGE = (
 
 def _override(argument: str, valid: bool | None = None, *more: str) -> Case:
     key = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in argument.partition("=")[0])
-    names = (key[:40], key.partition(".")[0][:40], "key=value", "unknown key", "has no key", "give one recipe",
+    names = (key[:40], key.partition(".")[0][:40], "key=value", "unknown key", "has no key", "give one config",
     "trainer.*",
-             "is a section", "data.batch_size", "cannot write or read")  # fmt: skip
+             "is a section", "data.batch_size", "cannot read or write")  # fmt: skip
     what = f"override {argument[:80]!r}"
     return Case(what=what, program="train", argv=(*TRAIN, argument, *more), valid=valid, names=names)
 
@@ -790,7 +792,7 @@ def mutated_flags(_: Valid, random: Random) -> Case:
     return Case(what=f"flags {' '.join(argv)[:80]!r}", argv=(*SAMPLE, *argv), names=FLAGGED)
 
 
-FLAGGED = ("--", "checkpoint", "in/", "override", "cannot write or read")
+FLAGGED = ("--", "checkpoint", "in/", "override", "cannot read or write")
 """What is named in a refusal of flags."""
 
 
@@ -1051,7 +1053,7 @@ def _is_deep(value: Any) -> bool:
     return isinstance(value, list | dict)
 
 
-CONFIGS: tuple[dict[str, Any], ...] = (
+DIFFUSERS_CONFIGS: tuple[dict[str, Any], ...] = (
     {"sample_size": 10**9}, {"sample_size": [8] * 999}, {"sample_size": 8192}, {"sample_size": float("nan")},
     {"sample_size": float("inf")},
     {"sample_size": True}, {"in_channels": 10**30}, {"in_channels": 2}, {"out_channels": float("inf")},
@@ -1112,7 +1114,9 @@ def checkpoints_by_hand(valid: Valid) -> list[Case]:
     made = []
     for place, (what, name, content, is_one) in enumerate(hostile_checkpoints(valid)):
         made.append(_uses(what, f"in/{name}", {f"in/{name}": content}, None if is_one else is_one, place // 2))
-    for place, (path, change) in enumerate([*((CONFIG, c) for c in CONFIGS), *((SCHEDULER, c) for c in SCHEDULERS)]):
+    for place, (path, change) in enumerate(
+        [*((CONFIG, c) for c in DIFFUSERS_CONFIGS), *((SCHEDULER, c) for c in SCHEDULERS)]
+    ):
         content = _changed(valid.diffusers[path], change)
         made.append(_uses(f"{path} {str(change)[:60]}", "in/d", _folder(valid, path, content), None, place))
     for place, raw in enumerate(RAW):
@@ -1200,7 +1204,7 @@ def resumes_by_hand(valid: Valid) -> list[Case]:
                     program="train",
                     argv=argv,
                     valid=False,
-                    names=(key, "checkpoint", "cannot write or read"),
+                    names=(key, "checkpoint", "cannot read or write"),
                 )
             )
     return made
@@ -1255,7 +1259,7 @@ def reproductions_by_hand(valid: Valid) -> list[Case]:
     value: Any
     for name in recipe:
         for value in (-1, 10**400, "x" * 10**5, None, [], {"a": 1}, "../../x", True, 1.5, nested(400)):
-            if (name, value) == ("compiled", True):
+            if name == "compiled" and value in (True, -1):
                 continue  # which starts a compiler, as it may
             text = json.dumps(recipe | {name: value})
             made.append(_reproduce(valid, f"{name}={value!r:.30}", with_recipe(valid.picture, text), None))
@@ -1302,18 +1306,24 @@ def mutated_reproduction(valid: Valid, random: Random) -> Case:
     if random.random() < 0.2:
         return _reproduce(valid, "bytes changed", mutated_bytes(random, valid.picture), None)
     text = mutated_json(random, json.dumps(recipe_of(valid.picture)))
-    text = text.replace('"compiled": true', '"compiled": false')
+    text = re.sub(r'"compiled": (true|-?[1-9]\d*)', '"compiled": false', text)
     return _reproduce(valid, "recipe changed", with_recipe(valid.picture, text), None)
 
 
 def folders_by_hand(valid: Valid) -> list[Case]:
-    line = valid.manifest.splitlines()[0]
-    manifests: dict[str, Content] = {
+    line = valid.metadata.splitlines()[0]
+
+    def changed(**values: object) -> bytes:
+        return json.dumps(json.loads(line) | values).encode() + b"\n"
+
+    indices: dict[str, Content] = {
         "empty": b"", "half a line": line[:40], "noise": bytes(range(256)), "deep": b"[" * 10**6, "a list": b"[]\n",
         "null": b"null\n",
-        "a file that is a list": b'{"file": []}\n', "a file out of the folder": b'{"file": "../../escaped.png"}\n',
+        "a file that is a list": changed(file_name=[]), "a file out of the folder": changed(file_name="../canary.png"),
+        "an absolute file": changed(file_name="/dev/zero"), "a null byte in a file": changed(file_name="a\0"),
+        "a seed that is text": changed(seed="0"), "more columns": changed(x=[1]),
         "numbers": b"9" * 5000,
-        "many lines": line * 9 + b"\n", "a long line": b'{"file": "' + b"x" * 10**7 + b'"}\n',
+        "many lines": line * 9 + b"\n", "a long line": changed(file_name="x" * 10**7),
         "ten thousand lines": (line + b"\n") * 10**4,
         "latin 1": "é".encode("latin-1"), "a folder": lambda path: path.mkdir(), "a FIFO": os.mkfifo,
         "a loop": lambda path: path.symlink_to(path.name), "a null byte": b"\0" * 100, "deep objects": b'{"a":' * 10**5,
@@ -1321,9 +1331,9 @@ def folders_by_hand(valid: Valid) -> list[Case]:
         "zeros": lambda path: path.symlink_to("/dev/zero"),
     }  # fmt: skip
     made = [
-        Case(what=f"manifest: {what}", argv=(*SAMPLE, *more), files={f"{OUT}/manifest.jsonl": content}, names=("--out",
-        "manifest"))
-        for what, content in manifests.items() for more in ((), ("--overwrite",))
+        Case(what=f"index: {what}", argv=(*SAMPLE, *more), files={f"{OUT}/metadata.jsonl": content}, names=("--out",
+        "metadata"))
+        for what, content in indices.items() for more in ((), ("--overwrite",))
     ]  # fmt: skip
     odd: dict[str, Content] = {
         "empty": b"", "half": valid.picture[:60], "another": encoded("PNG"), "a folder": lambda path: path.mkdir(),
@@ -1365,10 +1375,10 @@ def mutated_folder(valid: Valid, random: Random) -> Case:
     more = random.choice(((), ("--overwrite",), ("--trajectory",)))
     files: dict[str, Content] = {}
     if random.random() < 0.5:
-        lines = [mutated_json(random, line).encode("utf-8", "replace") for line in valid.manifest.splitlines()]
-        files[f"{OUT}/manifest.jsonl"] = b"\n".join(lines)
+        lines = [mutated_json(random, line).encode("utf-8", "replace") for line in valid.metadata.splitlines()]
+        files[f"{OUT}/metadata.jsonl"] = b"\n".join(lines)
     else:
-        files[f"{OUT}/manifest.jsonl"] = mutated_bytes(random, valid.manifest)
+        files[f"{OUT}/metadata.jsonl"] = mutated_bytes(random, valid.metadata)
     if random.random() < 0.4:
         files[f"{OUT}/00_N2_0.png"] = mutated_bytes(random, valid.picture)
     if random.random() < 0.3:
@@ -1382,7 +1392,7 @@ NAMES = (
     "\u202egnp", "a\x1b[31m",
     "\t", "a\x7f", "%s%n", "{0}", "${oc.env:SECRET}", "$(touch executed)", "`touch executed`", ";touch executed", "a'b",
     'a"b', "a\\b", "*", "?", "[a]",
-    "[", "a:b", "a:train", "a:train[0:1]", "con", "nul", "grid", "references", "manifest", "00", "\udcff\udcfe", "a=b",
+    "[", "a:b", "a:train", "a:train[0:1]", "con", "nul", "grid", "references", "metadata", "00", "\udcff\udcfe", "a=b",
     "#", "~", "~root", "&", "|", "<>",
     "\u2028", "😀", "\u0301", "..\\..\\x", "a.b.c", "a.", "0", "None", "@a", "!", "%00", "a,b", "a\rb", "\x01",
 )  # fmt: skip
@@ -1407,8 +1417,8 @@ def _named(name: str, use: int, valid: Valid) -> Case:
             return Case(what=f"{what} of --ckpt", argv=argv, files={f"{path}.safetensors": valid.safetensors})
         case 4:
             path = "in/.." if name == "..." else path  # whose stem is another folder
-            recipe = {f"{path}.yaml": valid.recipe.encode()}
-            return Case(what=f"{what} of a recipe", program="train", argv=(f"{path}.yaml", *TRAIN[1:]), files=recipe)
+            config = {f"{path}.yaml": valid.config.encode()}
+            return Case(what=f"{what} of a config", program="train", argv=(f"{path}.yaml", *TRAIN[1:]), files=config)
         case 5:
             return Case(what=f"{what} of --out", argv=(*SAMPLE, "--out", f"{OUT}/{name}"))
         case 6:
@@ -1438,7 +1448,7 @@ def mutated_name(valid: Valid, random: Random) -> Case:
 KINDS: dict[str, tuple[Callable[[Valid], list[Case]], Callable[[Valid, Random], Case]]] = {
     "images": (images_by_hand, mutated_picture),
     "masks": (masks_by_hand, mutated_mask),
-    "recipes": (recipes_by_hand, mutated_recipe),
+    "configs": (configs_by_hand, mutated_config),
     "overrides": (overrides_by_hand, mutated_override),
     "flags": (flags_by_hand, mutated_flags),
     "checkpoints": (checkpoints_by_hand, mutated_checkpoint),

@@ -29,7 +29,7 @@ from ilvr_lightning.checkpoints.families import adm
 from ilvr_lightning.data.images import silence_decoders
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
-from tests.conftest import RECIPE
+from tests.conftest import TINY_CONFIG
 from tests.fuzz.inputs import EXECUTED, OUT, SAMPLE, SECRET, TRAIN, Case, Valid, saved
 from tests.support.paths import ROOT
 
@@ -168,33 +168,33 @@ class Sandbox:
             os.environ.update(environment)
 
     def _make_valid(self) -> Valid:
-        """A finished run of the tiny recipe, exported, and a picture of it."""
+        """A finished run of the tiny config, exported, and an image of it."""
         random = np.random.default_rng(0)
         for number in range(8):
             pixels = random.integers(0, 256, (9, 10, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(f"images/{number:02}.png")
-        recipe = RECIPE.format(data="images", root=OUT).replace(
+        config = TINY_CONFIG.format(data="images", root=OUT).replace(
             "num_res_blocks: 1", "num_res_blocks: 1, norm_num_groups: 8"
         )
-        Path("tiny.yaml").write_text(recipe)
+        Path("tiny.yaml").write_text(config)
         with _captured():
             assert train.main(["tiny.yaml", "run.name=tiny"]) == 0
             checkpoint = f"{OUT}/tiny/tiny/checkpoints/last.ckpt"
             for kind, place in (("safetensors", "tiny.safetensors"), ("diffusers", f"{OUT}/diffusers")):
                 assert pretrained.main(["export", checkpoint, "--to", kind, place]) == 0
             assert sample.main([*SAMPLE]) == 0
-        config = UNetConfig(channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
-        ours = UNet(config, (16, 16), 3).state_dict()
-        state = {theirs: ours[name].half() for name, (theirs,) in adm.parameter_names(ours, config).items()}
+        network = UNetConfig(channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
+        ours = UNet(network, (16, 16), 3).state_dict()
+        state = {theirs: ours[name].half() for name, (theirs,) in adm.parameter_names(ours, network).items()}
         diffusers = Path(OUT, "diffusers")
         made = Valid(
-            recipe=recipe,
+            config=config,
             checkpoint=Path(checkpoint).read_bytes(),
             safetensors=Path("tiny.safetensors").read_bytes(),
             adm=saved(state),
             diffusers={str(p.relative_to(diffusers)): p.read_bytes() for p in diffusers.rglob("*") if p.is_file()},
             picture=Path(OUT, "00_N2_0.png").read_bytes(),
-            manifest=Path(OUT, "manifest.jsonl").read_bytes(),
+            metadata=Path(OUT, "metadata.jsonl").read_bytes(),
             references={p.name: p.read_bytes() for p in Path(OUT, "references").iterdir()},
         )
         shutil.rmtree(self.out)
@@ -347,9 +347,9 @@ class Sandbox:
             return "" if any(self.out.rglob("last.ckpt")) else "no checkpoint was written"
         if case.program == "sample":
             ours = {os.path.normpath(self.work / name) for name in case.files}
-            pictures = [p for p in self.out.rglob("*") if p.suffix in (".png", ".parquet", ".npz")]
-            # Copies of the references lie beside the manifest, in a folder of that name.
-            copies = {p.parent / "references" for p in self.out.rglob("manifest.jsonl")}
+            pictures = [p for p in self.out.rglob("*") if p.suffix in (".png", ".npz")]
+            # Copies of the references lie beside the index, in a folder of that name.
+            copies = {p.parent / "references" for p in self.out.rglob("metadata.jsonl")}
             pictures = [p for p in pictures if p.is_file() and p.parent not in copies and str(p) not in ours]
             for path in [p for p in pictures if p.suffix == ".png"][:4]:
                 with Image.open(path) as image:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import fidelity, filters, side_by_side, speed, trained
-from benchmarks import recipe as recipes
+from benchmarks import fidelity, filters, side_by_side, speed, trained, training_settings
 from benchmarks.features import WIDTH, Features, features_of, load_features
 from benchmarks.fidelity import nearest
-from benchmarks.recipe import LOG_SNR, bound
+from benchmarks.training_settings import LOG_SNR, bound
 from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.data.images import read_image
 from ilvr_lightning.diffusion.denoiser import Prediction
@@ -126,7 +125,7 @@ def test_table_of_recipes(
 ) -> None:
     arguments(monkeypatch, recipe, "--seconds", 0.05, "--features", features, "--images", 3, "--variant", "eps",
               "--variant", "v", "diffusion.prediction=v")  # fmt: skip
-    recipes.main()
+    training_settings.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines] == ["variant", "---", "eps", "v"]
     for line in lines[2:]:

@@ -27,7 +27,7 @@ def start(*argv: object) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def root(recipe: Path, tmp_path: Path) -> Iterator[str]:
+def root(tiny_config: Path, tmp_path: Path) -> Iterator[str]:
     """A folder of runs; whatever runs in it is killed at the end."""
     yield f"trainer.default_root_dir={tmp_path}"
     subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)], check=False)
@@ -60,11 +60,11 @@ def alone(train_run: TrainRun) -> Path:
     return train_run("alone_for_launch", "trainer.max_epochs=2", "grid.every_n_epochs=1")
 
 
-def test_torchrun(recipe: Path, root: str, tmp_path: Path, alone: Path) -> None:
+def test_torchrun(tiny_config: Path, root: str, tmp_path: Path, alone: Path) -> None:
     """Without run.name: the first rank's choice is the one that counts."""
     process = start(
-        "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611", "train.py", recipe, *PAIR, root,
-        "trainer.max_epochs=2", "grid.every_n_epochs=1",
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611", "train.py", tiny_config, *PAIR,
+        root, "trainer.max_epochs=2", "grid.every_n_epochs=1",
     )  # fmt: skip
     said, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
@@ -102,11 +102,11 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 
 
 def test_slurm_stops_at_its_notice_and_goes_on_when_requeued(
-    recipe: Path, root: str, tmp_path: Path, train_run: TrainRun, slurm: dict[str, str]
+    tiny_config: Path, root: str, tmp_path: Path, train_run: TrainRun, slurm: dict[str, str]
 ) -> None:
     """SIGUSR1 saves and requeues; the same command, started again, ends as a run that was left alone."""
     folder = tmp_path / "tiny" / "slurm_4711"
-    command = ["bash", "configs/slurm.sh", str(recipe), root, *LONG, "trainer.strategy=ddp"]
+    command = ["bash", "configs/slurm.sh", str(tiny_config), root, *LONG, "trainer.strategy=ddp"]
     job = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **slurm}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -128,9 +128,9 @@ def test_slurm_stops_at_its_notice_and_goes_on_when_requeued(
     assert_same_weights(folder, train_run(f"alone_{step}", LONG[0], f"trainer.max_steps={step + 5}"))
 
 
-def test_notice_to_the_whole_group_with_workers(recipe: Path, root: str, tmp_path: Path) -> None:
+def test_notice_to_the_whole_group_with_workers(tiny_config: Path, root: str, tmp_path: Path) -> None:
     """As torchrun and SLURM send it: the workers that decode are not to end by it."""
-    process = start("train.py", recipe, root, *LONG, "run.name=run", "data.cache_mb=0", "data.num_workers=1")
+    process = start("train.py", tiny_config, root, *LONG, "run.name=run", "data.cache_mb=0", "data.num_workers=1")
     folder = wait_for(tmp_path / "tiny" / "run" / "checkpoints" / "last.ckpt").parents[1]
     os.killpg(process.pid, signal.SIGTERM)
     said, error = process.communicate(timeout=120)
@@ -141,9 +141,9 @@ def test_notice_to_the_whole_group_with_workers(recipe: Path, root: str, tmp_pat
     assert f"stopped at step {step_of(folder)}, which is saved" in said
 
 
-def test_control_c_on_two_processes(recipe: Path, root: str, tmp_path: Path, train_run: TrainRun) -> None:
+def test_control_c_on_two_processes(tiny_config: Path, root: str, tmp_path: Path, train_run: TrainRun) -> None:
     """As a terminal sends it: to both. One process goes on."""
-    process = start("train.py", recipe, *PAIR, root, *LONG, "run.name=run")
+    process = start("train.py", tiny_config, *PAIR, root, *LONG, "run.name=run")
     folder = wait_for(tmp_path / "tiny" / "run" / "checkpoints" / "last.ckpt").parents[1]
     os.killpg(process.pid, signal.SIGINT)
     said, error = process.communicate(timeout=120)
@@ -151,14 +151,18 @@ def test_control_c_on_two_processes(recipe: Path, root: str, tmp_path: Path, tra
     assert "Traceback" not in error
     step = step_of(folder)
     assert f"stopped at step {step}, which is saved" in said
-    ended = start("train.py", recipe, root, LONG[0], "run.name=run", "resume=auto", f"trainer.max_steps={step + 5}")
+    ended = start(
+        "train.py", tiny_config, root, LONG[0], "run.name=run", "resume=auto", f"trainer.max_steps={step + 5}"
+    )
     assert ended.wait(timeout=120) == 0
     assert_same_weights(folder, train_run(f"alone_{step}_ints", LONG[0], f"trainer.max_steps={step + 5}"))
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_is_killed_takes_the_others_along(victim: int, recipe: Path, root: str, tmp_path: Path) -> None:
-    process = start("train.py", recipe, *PAIR, root, *LONG, "run.name=run")
+def test_a_rank_that_is_killed_takes_the_others_along(
+    victim: int, tiny_config: Path, root: str, tmp_path: Path
+) -> None:
+    process = start("train.py", tiny_config, *PAIR, root, *LONG, "run.name=run")
     folder = wait_for(tmp_path / "tiny" / "run" / "checkpoints" / "last.ckpt").parents[1]
     listed = subprocess.check_output(["pgrep", "-P", str(process.pid), "-f", "train.py"], text=True)
     (child,) = map(int, listed.split())

@@ -55,12 +55,12 @@ def test_two_processes_sample_the_same_pictures(alone: Path, images: Path, tmp_p
         assert ended.returncode == 0, ended.stderr
     names = [sorted(p.name for p in (tmp_path / d).iterdir() if p.is_file()) for d in "12"]
     assert names[0] == names[1]
-    assert len(names[0]) == 6 + 4 + 1  # samples, grids, the manifest
+    assert len(names[0]) == 6 + 4 + 1  # samples, grids, the index
     for name in names[0]:
         if name.endswith(".png"):
             one, two = (np.asarray(Image.open(tmp_path / d / name)).astype(int) for d in "12")
             assert np.abs(one - two).max() <= 1, name
-    assert [(tmp_path / d / "manifest.jsonl").read_text().count("\n") for d in "12"] == [6, 6]
+    assert [(tmp_path / d / "metadata.jsonl").read_text().count("\n") for d in "12"] == [6, 6]
 
 
 def test_fewer_pictures_than_processes(alone: Path, images: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.metrics import calibration
 from ilvr_lightning.metrics.bands import octave_energies
 from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate
-from tests.support import cli
+from tests.support import cli, samples
 from tests.support.oracles import GaussianDenoiser, RecordedNoise, make_plan
 
 SCHEDULE = NoiseSchedule.linear()
@@ -150,8 +150,7 @@ def test_from_training_to_pictures(
         argv = ["--ckpt", last, "--ref", next(images.glob("*.png")), "--num-samples", 1, "--device", "cpu",
                 "--out", tmp_path / name, *flags]  # fmt: skip
         assert sample.main(list(map(str, argv))) == 0
-        lines = (tmp_path / name / "manifest.jsonl").read_text().splitlines()
-        return [json.loads(line)["plan"]["octave_gains"] for line in lines]
+        return [line["recipe"]["plan"]["octave_gains"] for line in samples.index(tmp_path / name)]
 
     assert used("fast", "--factor", 2, 4, 8) == [list(gains["fast"][2]), list(gains["fast"][4]), []]
     assert used("draft", "--preset", "draft", "--factor", 4) == [list(gains["draft"][4])]

@@ -23,7 +23,7 @@ from tests.support.runs import TrainRun, assert_same_training, last, scalars
 
 
 def test_weights_that_are_not_finite_are_not_saved(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last step of the second epoch has a finite loss and a gradient that is not."""
     calls = itertools.count(1)
@@ -33,9 +33,9 @@ def test_weights_that_are_not_finite_are_not_saved(
             next(self.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
 
     monkeypatch.setattr(DDPM, "configure_gradient_clipping", clip)
-    assert train.main([str(recipe), "run.name=overflow", "trainer.max_epochs=2"]) == 1
+    assert train.main([str(tiny_config), "run.name=overflow", "trainer.max_epochs=2"]) == 1
     error = capsys.readouterr().err
-    folder = recipe.parent / "runs" / "tiny" / "overflow"
+    folder = tiny_config.parent / "runs" / "tiny" / "overflow"
     assert "the weights are not finite at step 8" in error
     assert f"last good checkpoint: {folder}/checkpoints/last.ckpt holds step 4" in error
     assert last(folder)["global_step"] == 4
@@ -43,7 +43,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_loss_that_is_not_finite_ends_the_run(
-    log_every: int, train_run: TrainRun, recipe: Path, monkeypatch: pytest.MonkeyPatch,
+    log_every: int, train_run: TrainRun, tiny_config: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The third image of step 5 is bad; the epoch's end, at step 4, is saved."""
@@ -59,9 +59,9 @@ def test_loss_that_is_not_finite_ends_the_run(
 
     monkeypatch.setattr("ilvr_lightning.training.module.training_losses", losses)
     name = f"not_finite_{log_every}"
-    folder = recipe.parent / "runs" / "tiny" / name
+    folder = tiny_config.parent / "runs" / "tiny" / name
     settings = [f"run.name={name}", "trainer.max_epochs=3", f"trainer.log_every_n_steps={log_every}", "data.flip=false"]
-    assert train.main([str(recipe), *settings]) == 1
+    assert train.main([str(tiny_config), *settings]) == 1
     error = capsys.readouterr().err
     assert "the loss was not finite at step 5, first at row" in error
     assert f"last good checkpoint: {folder}/checkpoints/last.ckpt holds step 4" in error
@@ -70,7 +70,7 @@ def test_loss_that_is_not_finite_ends_the_run(
     rows = [int(row) for row in found[2].split(", ")]
     assert len(rows) == 4
     assert rows[2] == int(found[1])
-    file = sorted(Path(load_config([str(recipe)]).data.path).iterdir())[rows[2]]  # as the image folder counts them
+    file = sorted(Path(load_config([str(tiny_config)]).data.path).iterdir())[rows[2]]  # as the image folder counts them
     expected = to_tensor(to_pixels(fit_image(read_image(file), (8, 8))))
     assert torch.equal(seen[0], expected)
     content = last(folder)

@@ -17,11 +17,11 @@ def alone(train_run: TrainRun) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(recipe: Path) -> Path:
+def pair(tiny_config: Path) -> Path:
     """The same run on two ranks. Its folder is named by the time, and only the first rank's name is used."""
-    root = recipe.parent / "pair"
+    root = tiny_config.parent / "pair"
     first, second = run_ranks(
-        "train", 2, recipe, "trainer.max_epochs=2", "grid.every_n_epochs=1", "trainer.devices=2",
+        "train", 2, tiny_config, "trainer.max_epochs=2", "grid.every_n_epochs=1", "trainer.devices=2",
         "trainer.strategy=ddp", f"trainer.default_root_dir={root}",
     )  # fmt: skip
     assert (first.status, second.status) == (0, 0), first.error + second.error
@@ -59,11 +59,11 @@ def test_grids(alone: Path, pair: Path) -> None:
         assert np.abs(one - two).max() <= 1
 
 
-def test_resume_on_another_number_of_ranks(recipe: Path, train_run: TrainRun, straight: Path) -> None:
+def test_resume_on_another_number_of_ranks(tiny_config: Path, train_run: TrainRun, straight: Path) -> None:
     """A run of one process is resumed by two ranks."""
     folder = train_run("resumed_by_two")
     ended = run_ranks(
-        "train", 2, recipe, "trainer.max_epochs=3", "trainer.devices=2", "trainer.strategy=ddp",
+        "train", 2, tiny_config, "trainer.max_epochs=3", "trainer.devices=2", "trainer.strategy=ddp",
         "run.name=resumed_by_two", "resume=auto",
     )  # fmt: skip
     assert [rank.status for rank in ended] == [0, 0], ended
@@ -71,9 +71,9 @@ def test_resume_on_another_number_of_ranks(recipe: Path, train_run: TrainRun, st
     assert last(folder)["global_step"] == 12
 
 
-def test_resume_auto_needs_a_name(recipe: Path) -> None:
+def test_resume_auto_needs_a_name(tiny_config: Path) -> None:
     """The ranks have nowhere to agree on the run."""
-    ended = run_ranks("train", 2, recipe, "trainer.devices=2", "trainer.strategy=ddp", "resume=auto")
+    ended = run_ranks("train", 2, tiny_config, "trainer.devices=2", "trainer.strategy=ddp", "resume=auto")
     assert [rank.status for rank in ended] == [2, 2]
     assert ended[0].error == (
         "train.py: resume=auto: processes that torchrun starts must agree on the run; give run.name=NAME\n"

@@ -24,11 +24,11 @@ def test_resume_after_an_epoch(train_run: TrainRun, straight: Path) -> None:
     assert len({loss for _, loss in scalars(folder, "val/loss")}) == 3
 
 
-def test_resume_in_mid_epoch(train_run: TrainRun, recipe: Path, straight: Path) -> None:
+def test_resume_in_mid_epoch(train_run: TrainRun, tiny_config: Path, straight: Path) -> None:
     """A crash at step 7; the last save was at step 6, the second of its epoch's four."""
     with crashing(DDPM, "training_step", 8), pytest.raises(LookupError):
         train_run("crashed", "trainer.max_epochs=3", "checkpoint.every_n_steps=3")
-    folder = recipe.parent / "runs" / "tiny" / "crashed"
+    folder = tiny_config.parent / "runs" / "tiny" / "crashed"
     assert last(folder)["global_step"] == 6
     train_run("crashed", "trainer.max_epochs=3", f"resume={folder / 'checkpoints' / 'last.ckpt'}")
     assert_same_training(folder, straight)
@@ -50,12 +50,12 @@ def test_resume_with_moments_in_another_memory_format(train_run: TrainRun, strai
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
 @pytest.mark.parametrize("step", [6, 8])
 def test_resume_with_another_accumulation(
-    before: int, after: int, step: int, train_run: TrainRun, recipe: Path, straight: Path
+    before: int, after: int, step: int, train_run: TrainRun, tiny_config: Path, straight: Path
 ) -> None:
     name = f"accumulation_{before}_{after}_{step}"
     with signalling(DDPM, "training_step", step * before, signal.SIGTERM):
         settings = [f"run.name={name}", "trainer.max_epochs=3", f"trainer.accumulate_grad_batches={before}"]
-        assert train.main([str(recipe), *settings]) == 75
+        assert train.main([str(tiny_config), *settings]) == 75
     folder = train_run(name, "trainer.max_epochs=3", f"trainer.accumulate_grad_batches={after}", "resume=auto")
     assert last(folder)["global_step"] == 12
     assert [s for s, _ in scalars(folder, "val/loss")] == [4, 8, 12]

@@ -41,13 +41,13 @@ def test_epochs_of_a_number_of_images_map_style(train_run: TrainRun) -> None:
 
 
 @pytest.mark.parametrize("call", [8, 9, 11])
-def test_resume_in_mid_epoch(call: int, train_run: TrainRun, recipe: Path, noisy: Path, streamed: Path) -> None:
+def test_resume_in_mid_epoch(call: int, train_run: TrainRun, tiny_config: Path, noisy: Path, streamed: Path) -> None:
     name = f"streamed_crash_{call}"
     overrides = [f"data.path={noisy}", *STREAM, "trainer.max_epochs=3", "data.epoch_images=25"]
     threads = threading.active_count()
     with crashing(DDPM, "training_step", call), pytest.raises(LookupError):
         train_run(name, *overrides, "checkpoint.every_n_steps=3")
-    folder = recipe.parent / "runs" / "tiny" / name
+    folder = tiny_config.parent / "runs" / "tiny" / name
     assert last(folder)["global_step"] == {8: 6, 9: 8, 11: 9}[call]
     train_run(name, *overrides, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
     assert_same_training(folder, streamed)
@@ -72,18 +72,18 @@ def test_broken_rows_are_told_of_once(train_run: TrainRun, tmp_path: Path) -> No
     ]
 
 
-def test_stopped_by_a_broken_row(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stopped_by_a_broken_row(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shards(tmp_path, broken=[9])
     settings = [f"data.path={tmp_path}", *STREAM, "trainer.max_epochs=3", "data.on_broken=stop", "run.name=stopped"]
-    assert train.main([str(recipe), *settings]) == 2
+    assert train.main([str(tiny_config), *settings]) == 2
     assert "row 9 of " in capsys.readouterr().err
 
 
-def test_two_ranks_have_the_losses_of_one(recipe: Path, noisy: Path, streamed: Path) -> None:
+def test_two_ranks_have_the_losses_of_one(tiny_config: Path, noisy: Path, streamed: Path) -> None:
     """They end, too: five shards, one of them empty, over two ranks."""
-    root = recipe.parent / "streamed_pair"
+    root = tiny_config.parent / "streamed_pair"
     ended = run_ranks(
-        "train", 2, recipe, f"data.path={noisy}", *STREAM, "trainer.max_epochs=3", "data.epoch_images=25",
+        "train", 2, tiny_config, f"data.path={noisy}", *STREAM, "trainer.max_epochs=3", "data.epoch_images=25",
         "trainer.devices=2", "trainer.strategy=ddp", f"trainer.default_root_dir={root}",
     )  # fmt: skip
     assert [rank.status for rank in ended] == [0, 0], ended

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.system.kill.runs import difference, finish, kill_training, make_recipe
+from tests.system.kill.runs import difference, finish, kill_training, make_config
 from tests.system.kill.sampling import command, differs, kill_sampling
 
-SAMPLINGS = (("png", 1), ("parquet", 1), ("npz", 2), ("png", 3))
+SAMPLINGS = (("png", 1), ("npz", 2), ("png", 3))
 """Formats, and numbers of processes."""
 
 
@@ -26,7 +26,7 @@ def main() -> int:
 
 
 def _trained(folder: Path, kills: int, seed: int) -> Iterator[str | None]:
-    killed, alone = (make_recipe(folder, name, epochs=12 * kills) for name in ("killed", "alone"))
+    killed, alone = (make_config(folder, name, epochs=12 * kills) for name in ("killed", "alone"))
     for line in kill_training(killed, kills, seed):
         print(line, flush=True)
     finish("train.py", alone)

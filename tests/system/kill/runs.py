@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support.paths import ROOT
 from tests.support.runs import equal
 
-RECIPE = """\
+TINY_CONFIG = """\
 data: {{path: {data}, image_size: 8, batch_size: 4, validation_fraction: 0.15, num_workers: 0}}
 model: {{channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], dropout: 0.1}}
 diffusion: {{schedule: cosine, num_timesteps: 25}}
@@ -36,8 +36,8 @@ trainer: {{max_epochs: -1, max_steps: {steps}, default_root_dir: {root}, acceler
 """
 
 
-def make_recipe(folder: Path, name: str, epochs: int) -> Path:
-    """A recipe that trains a tiny network on 18 pictures for so many epochs of four steps, and two steps."""
+def make_config(folder: Path, name: str, epochs: int) -> Path:
+    """A config that trains a tiny network on 18 pictures for so many epochs of four steps, and two steps."""
     images = folder / "images"
     if not images.exists():
         images.mkdir(parents=True)
@@ -45,7 +45,7 @@ def make_recipe(folder: Path, name: str, epochs: int) -> Path:
         for number, picture in enumerate(pixels):
             Image.fromarray(picture).save(images / f"{number:02}.png")
     path = folder / f"{name}.yaml"
-    path.write_text(RECIPE.format(data=images, root=folder / "runs", steps=4 * epochs + 2))
+    path.write_text(TINY_CONFIG.format(data=images, root=folder / "runs", steps=4 * epochs + 2))
     return path
 
 
@@ -88,7 +88,7 @@ def kill_at(argv: Sequence[object], under_way: str, seconds: float, moment: Call
     return alive
 
 
-def kill_training(recipe: Path, kills: int, seed: int) -> list[str]:
+def kill_training(tiny_config: Path, kills: int, seed: int) -> list[str]:
     """Kill a training so often, every other time while a file is being written; then let it end.
 
     Returns:
@@ -98,20 +98,20 @@ def kill_training(recipe: Path, kills: int, seed: int) -> list[str]:
         AssertionError: it had ended before the last one.
     """
     generator, said = random.Random(seed), []
-    folder = recipe.parent / "runs" / recipe.stem / "run"
+    folder = tiny_config.parent / "runs" / tiny_config.stem / "run"
 
     for kill in range(kills):
         seconds, moment = generator.uniform(0, 2), None
         if kill % 2:
             old = {path: path.stat().st_mtime_ns for path in folder.rglob(".*.partial")}
             moment = functools.partial(writes, folder, old)
-        alive = kill_at(["train.py", recipe], "^tensorboard ", seconds, moment)
+        alive = kill_at(["train.py", tiny_config], "^tensorboard ", seconds, moment)
         at = "while a file was written" if moment else f"after {seconds:.2f} s"
         saved = folder / "checkpoints" / "last.ckpt"
         step = torch.load(saved, weights_only=True)["global_step"] if saved.exists() else 0
         said.append(f"kill {kill + 1:2}: {at}; step {step} is saved")
         assert alive, f"it had ended before this: {said[-1]}"
-    finish("train.py", recipe)
+    finish("train.py", tiny_config)
     return said
 
 

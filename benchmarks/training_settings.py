@@ -1,6 +1,7 @@
-"""Training recipes at equal time: which settings learn the most in so many seconds on this machine.
+"""Training settings at equal time: which settings learn the most in so many seconds on this machine.
 
-    python -m benchmarks.recipe [CONFIG.yaml] --seconds 150 --features FEATURES.pt --variant NAME [key=value ...] ...
+    python -m benchmarks.training_settings [CONFIG.yaml] --seconds 150 --features FEATURES.pt \\
+        --variant NAME [key=value ...] ...
 
 Each variant changes the configuration. Its steps are timed first, then it trains for as many of them as the seconds
 hold, the learning rate falling to 0 at the last. Measured on held-out images, so that parametrisations compare:
