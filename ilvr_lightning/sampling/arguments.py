@@ -45,6 +45,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     """
     args = make_parser().parse_args(list(argv))
     _check(args)
+    args.compile = {"true": True, "false": False}.get(args.compile, args.compile)
     if args.reproduce is None and args.batch_size is None:
         args.batch_size = DEFAULT_BATCH_SIZE
     with flags_in_errors():
@@ -102,7 +103,8 @@ def _check(args: Arguments) -> None:
 
 def _make_plan(args: Arguments) -> SamplingPlan:
     """The preset with what the flags change."""
-    changes = {name: value for name in _made_fields() if (value := getattr(args, name)) is not None}
+    given = {name: value for name in _made_fields() if (value := getattr(args, name)) is not None}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     sampler = changes.get("sampler", SamplingPlan.preset(args.preset).sampler)
     for name in changes:
         owners = [owner for owner, settings in SAMPLER_SETTINGS.items() if name in settings]
@@ -183,8 +185,7 @@ def make_parser() -> Parser:
     add("--batch-size", type=int, metavar="B", help=f"images sampled at once per device ({DEFAULT_BATCH_SIZE})")
     add("--precision", choices=("auto", "32", "bf16"), default="auto",
         help="precision of the network; auto: bf16 on a GPU that computes it fast, 32 elsewhere")  # fmt: skip
-    add("--compile", type=_compile, default="auto", metavar="auto|true|false",
-        help="compile the network; auto: on a GPU")  # fmt: skip
+    add("--compile", choices=("auto", "true", "false"), default="auto", help="compile the network; auto: on a GPU")
     add = groups["advanced"].add_argument
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (%(default)s)")
     add_override(cast(argparse.ArgumentParser, groups["advanced"]))
@@ -211,12 +212,7 @@ def _kind(hint: Any) -> dict[str, Any]:
     if hint == int | Literal["all"]:
         return {"type": _integer_or_all, "metavar": "N|all"}
     number = float if hint == tuple[float, ...] else int
-    return {"type": number, "nargs": "+", "metavar": "X" if number is float else "T", "action": _Tuple}
-
-
-class _Tuple(argparse.Action):
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
+    return {"type": number, "nargs": "+", "metavar": "X" if number is float else "T"}
 
 
 def _integer_or_all(text: str) -> int | Literal["all"]:
@@ -241,12 +237,6 @@ def _format(text: str) -> str:
     if text == "parquet":
         raise argparse.ArgumentTypeError(PARQUET_ADVICE)
     return text
-
-
-def _compile(text: str) -> bool | str:
-    if text not in ("auto", "true", "false"):
-        raise argparse.ArgumentTypeError(f"got {text!r}; give auto, true or false")
-    return text if text == "auto" else text == "true"
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -126,7 +126,7 @@ def test_find_images_is_what_ref_uses(reference: Path) -> None:
         ("--ref a.png --seed -1", "--seed must be from 0 to 4294967295: got -1"),
         ("--ref a.png --image-size big", "--image-size: got 'big'"),
         ("--ref a.png --ckpt toon64 --image-size 30", "--image-size must be"),
-        ("--ref a.png --compile yes", "--compile: got 'yes'; give auto, true or false"),
+        ("--ref a.png --compile yes", "--compile: invalid choice: 'yes'"),
         ("--ref a.png --format jpg", "--format: invalid choice: 'jpg'"),
         ("--ref a.png --format parquet", "data_files={'train': 'OUT/metadata.jsonl'}).download_and_prepare("),
         ("--ref a.png --sampler ddpm --variance learned", "--variance learned needs a network that learned it"),

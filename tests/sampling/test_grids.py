@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ilvr_lightning.sampling import grids
+from ilvr_lightning.sampling.folder import SampleFolder
+from ilvr_lightning.sampling.requests import SampleRequest
 from tests.support.samples import listed, pixels
 
 Run = Callable[..., Path]
@@ -65,6 +68,21 @@ def test_a_grid_of_other_images_is_not_overwritten(run: Run, references: Path) -
 def test_the_last_line_names_the_grid(run: Run, references: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run("--ref", references / "a.png", references / "b.png", "--factor", 2, "--num-samples", 1)
     assert capsys.readouterr().out.endswith(f"images       in {out}; grid {out / 'grid.png'}\n")
+
+
+def test_a_grid_of_missing_images_is_not_drawn(run: Run, references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = SampleFolder.write
+
+    def losing(self: SampleFolder, request: SampleRequest, *rest: Any) -> Path:
+        path = write(self, request, *rest)
+        if request.index == 3:
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(SampleFolder, "write", losing)
+    asked = ("--ref", references / "a.png", references / "b.png", "--factor", 2, "--num-samples", 2)
+    out = run(*asked, status=1)
+    assert [p.name for p in out.glob("*grid*")] == ["a_grid.png"]
 
 
 @pytest.mark.parametrize(("name", "drawn"), [("MAX_ROWS", {"a_grid.png", "b_grid.png"}), ("MAX_IMAGES", set())])
