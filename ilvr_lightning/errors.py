@@ -68,8 +68,8 @@ OTHER_NAMES = {
     "--samples": "--num-samples",
     "--sampling-steps": "--steps",
     "--gpus": "--devices",
-    "--config": "a config is the first argument, without a flag: python train.py configs/NAME.yaml",
-    "--cfg": "a config is the first argument, without a flag: python train.py configs/NAME.yaml",
+    "--config": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
+    "--cfg": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
     "trainer.logger": "TensorBoard is the logger and cannot be changed here",
     "trainer.callbacks": "callbacks are set in Python: see docs/lightning.md",
 }

@@ -171,7 +171,7 @@ def model_config(**settings: Any) -> UNetConfig:
         raise UserError(f"the checkpoint's hyper-parameters make no network: {error}") from None
 
 
-def add_override(parser: argparse.ArgumentParser) -> None:
+def add_override(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --override, for the settings that a third-party checkpoint does not contain."""
     parser.add_argument(
         "--override", type=_override, action="append", default=[], metavar="KEY=VALUE",

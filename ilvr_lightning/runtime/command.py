@@ -138,9 +138,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError in place of the usage and an exit."""
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else None
-        if unknown is None:
+        _, found, arguments = message.partition("unrecognized arguments: ")
+        if not found:
             raise UserError(f"{message}; --help explains the flags")
+        unknown = (arguments.split() or [repr(arguments)])[0]
         if not unknown.startswith("-"):
             raise UserError(f"unknown argument {unknown[:100]}; {self.stray}")
         known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]

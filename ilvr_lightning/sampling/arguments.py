@@ -6,7 +6,7 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ilvr_lightning.checkpoints.description import add_override
 from ilvr_lightning.config.describe import field_docs
@@ -188,7 +188,7 @@ def make_parser() -> Parser:
     add("--compile", choices=("auto", "true", "false"), default="auto", help="compile the network; auto: on a GPU")
     add = groups["advanced"].add_argument
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (%(default)s)")
-    add_override(cast(argparse.ArgumentParser, groups["advanced"]))
+    add_override(groups["advanced"])
     return parser
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 import sample
+import train
 from tests.support import cli
 
 SAMPLE_SLIPS = {
@@ -28,6 +29,36 @@ SAMPLE_SLIPS = {
 """sample.py's unknown flags, and the one that is meant."""
 
 
+TRAIN_SLIPS = {
+    "trainer.gpus=1": "did you mean trainer.devices?",
+    "gpus=2": "did you mean trainer.devices?",
+    "lr=1": "did you mean optim.lr?",
+    "optim.learning_rate=1": "did you mean optim.lr?",
+    "epochs=3": "did you mean trainer.max_epochs?",
+    "trainer.max_epoch=3": "did you mean trainer.max_epochs?",
+    "steps=100": "did you mean trainer.max_steps?",
+    "batch_size=8": "did you mean data.batch_size?",
+    "resolution=64": "did you mean data.image_size?",
+    "data.imagesize=64": "did you mean data.image_size?",
+    "data.pth=x": "did you mean data.path?",
+    "--data.path=x": "did you mean data.path?",
+    "model.chanels=32": "did you mean model.channels?",
+    "trainer.gradient_clip_val=1": "did you mean optim.grad_clip?",
+    "ckpt=last.ckpt": "did you mean resume?",
+    "ema.dcay=0.99": "did you mean ema.decay?",
+    "trainer.logger=x": "TensorBoard is the logger and cannot be changed here",
+    "trainer.callbacks=[x]": "callbacks are set in Python: see docs/lightning.md",
+    "--config=x": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
+    "toon64": "did you mean configs/toon64.yaml?",
+}
+"""Arguments that train.py does not know, and the hint that each gets."""
+
+
+@pytest.mark.parametrize("slip", TRAIN_SLIPS)
+def test_train_suggests_the_key_that_is_meant(slip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert TRAIN_SLIPS[slip] in cli.refused(train.main, capsys, slip)
+
+
 @pytest.mark.parametrize("slip", SAMPLE_SLIPS)
 @pytest.mark.parametrize("written", ["{} 4", "{}=4"])
 def test_sample_suggests_the_flag_that_is_meant(slip: str, written: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +72,7 @@ def test_sample_suggests_the_flag_that_is_meant(slip: str, written: str, capsys:
     [
         ("--xyzzy", "--help lists what is known"),
         ("a.png", "unknown argument a.png; a reference image is given by --ref"),
+        ("\n", "a reference image is given by --ref"),
     ],
 )
 def test_sample_explains_what_is_no_slip(slip: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_nothing_given_is_the_default() -> None:
     assert load() == Config()
 
 
-def test_default_recipe(tmp_path: Path) -> None:
+def test_default_config(tmp_path: Path) -> None:
     config_file = tmp_path / "other.yml"
     config_file.write_text("seed: 9\n")
     config = load_config(["seed=10"], default=config_file)
@@ -110,19 +110,19 @@ def test_resume_and_init_from_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize("content", ["data: [1\n", "\tseed: 1\n", "- seed\n", b"\xff\xfe\x00seed"])
-def test_broken_recipe(tmp_path: Path, content: str | bytes) -> None:
+def test_broken_config(tmp_path: Path, content: str | bytes) -> None:
     config_file = tmp_path / "broken.yaml"
     config_file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert message(str(config_file)).startswith(str(config_file))
 
 
-def test_unknown_key_of_a_recipe(tmp_path: Path) -> None:
+def test_unknown_key_in_a_config(tmp_path: Path) -> None:
     config_file = tmp_path / "typo.yaml"
     config_file.write_text("data: {image_sise: 64}\n")
     assert "unknown key data.image_sise; did you mean data.image_size?" in message(str(config_file))
 
 
-def test_empty_recipe_is_the_default(tmp_path: Path) -> None:
+def test_empty_config_is_the_default(tmp_path: Path) -> None:
     config_file = tmp_path / "empty.yaml"
     config_file.write_text("# nothing\n")
     assert load(str(config_file)) == Config(name="empty")
@@ -163,7 +163,7 @@ def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     assert "pipe.yaml is no file" in message(str(tmp_path / "pipe.yaml"))
 
 
-def test_a_recipe_whose_runs_would_lie_elsewhere(tmp_path: Path) -> None:
+def test_a_config_whose_runs_would_lie_elsewhere(tmp_path: Path) -> None:
     for name in ("..", "a\nb", "x" * 230):
         assert "the file's name is also that of a folder; rename it" in message(str(tmp_path / f"{name}.yaml"))
 

@@ -24,10 +24,13 @@ class Mutant:
 
 
 def mutant(name: str, seen_in: str, function: str, old: str, new: str, killed_by: str, *more: Edit) -> Mutant:
-    """An mutant of one edit, or of more."""
+    """A mutant of one edit, or of more."""
     first = Edit(function=f"ilvr_lightning.{function}", old=old, new=new)
     return Mutant(name=name, seen_in=seen_in, edits=(first, *more), killed_by=f"tests/{killed_by}")
 
+
+WEIGHTS_ALONE = """ckpt_path=run.resume_from and model.load_state_dict(
+    __import__("torch").load(run.resume_from, weights_only=True)["state_dict"]) and None"""
 
 MUTANTS = (
     mutant(
@@ -39,13 +42,13 @@ MUTANTS = (
     mutant(
         "last step never refined", "ilvr_adm (index > range_t)",
         "diffusion.conditioning:ILVRRun.refine_sample",
-        "inside = self._inside(t)", "inside = self._inside(t) if t else [False]",
+        "inside = self._is_conditioned(t)", "inside = self._is_conditioned(t) if t else [False]",
         "diffusion/test_conditioning.py::test_last_step_is_algorithm_1s_line_9",
     ),
     mutant(
         "range tested at the level that a step leaves", "ilvr_adm and its forks",
         "diffusion.conditioning:ILVRRun.refine_sample",
-        "inside = self._inside(t)", "inside = self._inside(self._from)",
+        "inside = self._is_conditioned(t)", "inside = self._is_conditioned(self._from)",
         "diffusion/test_conditioning.py::test_range_is_in_training_timesteps_and_holds_both_ends",
     ),
     mutant(
@@ -57,7 +60,7 @@ MUTANTS = (
     mutant(
         "mask applied in pixels", "masks multiplied onto the low-passed difference (most inpainting scripts)",
         "diffusion.conditioning:ILVRRun._low_band",
-        "return self.settings.low_pass.weighted(difference, self._cells(self._mask, t))",
+        "return self.settings.low_pass.weighted(difference, self._active_cells(self._mask, t))",
         "return self.settings.low_pass(difference) * self.settings.mask",
         "diffusion/test_masks.py::test_edges_leave_no_seam",
     ),
@@ -174,18 +177,109 @@ MUTANTS = (
         "the schedule's buffers averaged with the weights", "lucidrains/denoising-diffusion-pytorch issue 136",
         "training.ema:EMA.__init__",
         "use_buffers=False", "use_buffers=True",
-        "training/test_training.py::test_checkpoint_holds_average_and_raw_weights",
+        "training/test_ema.py::test_checkpoint_holds_average_and_raw_weights",
         Edit(
             function="ilvr_lightning.training.module:DDPM.__init__",
-            old="self._step_sums = torch.zeros(2)",
-            new='self._step_sums = torch.zeros(2); self.register_buffer("alphas_cumprod", '
+            old="self._loss_sums = torch.zeros(5, 2)",
+            new='self._loss_sums = torch.zeros(5, 2); self.register_buffer("alphas_cumprod", '
             "self.schedule.alphas_cumprod.float())",
         ),
     ),
     Mutant(
         name="resumed with the weights alone",
         seen_in="openai/guided-diffusion issues 23 and 68 (several GPUs: optimizer and average stay behind)",
-        edits=(Edit(function="train:train", old="ckpt_path=resume", new="ckpt_path=None"),),
-        killed_by="tests/training/test_training.py::test_resume_after_an_epoch",
+        edits=(Edit(function="train:train", old="ckpt_path=run.resume_from", new=WEIGHTS_ALONE),),
+        killed_by="tests/training/test_resume.py::test_resume_after_an_epoch",
+    ),
+    mutant(
+        "no warm-up of the average", "decay 0.9999 from the first step on, in which the initial weights stay for long",
+        "training.ema:EMA._average",
+        "min(self.decay, (1 + n) / (10 + n))", "self.decay",
+        "training/test_ema.py::test_ema_by_hand",
+    ),
+    mutant(
+        "accumulated micro-batches share their noise", "seeds from the step and the rank alone",
+        "training.module:DDPM.training_step",
+        "batch_idx % micro_batches * self.trainer.world_size + self.trainer.global_rank", "self.trainer.global_rank",
+        "training/test_module.py::test_accumulation_gives_the_same_losses",
+    ),
+    mutant(
+        "a warm-up that begins at 0", "LambdaLR(step / warmup): the first step teaches nothing",
+        "training.module:lr_factor",
+        "(step + 1) / (optim.warmup_steps + 1)", "step / max(1, optim.warmup_steps)",
+        "training/test_module.py::test_learning_rate",
+    ),
+    mutant(
+        "a resumed epoch begins at its first batch", "samplers that do not know the step (Lightning before 2.5)",
+        "data.datamodule:TrainBatchSampler.__iter__",
+        "first = self.position()", "first = self.position() // self.steps * self.steps",
+        "data/test_datamodule.py::test_a_resumed_run_continues_in_mid_epoch",
+    ),
+    mutant(
+        "the same order in every epoch", "DistributedSampler without set_epoch",
+        "data.order:ShuffledOrder._permute",
+        'derive_seed(self.seed, "order", pass_number)', 'derive_seed(self.seed, "order")',
+        "data/test_order.py::test_passes_are_permutations",
+    ),
+    mutant(
+        "ranks see the same images", "loaders that no sampler divides (IterableDataset under DDP)",
+        "data.order:rank_share",
+        "range(rank, micro_batches, world_size)", "range(0, micro_batches, world_size)",
+        "data/test_order.py::test_ranks_share_a_batch",
+    ),
+    mutant(
+        "images that fill up a share are validated twice", "DistributedSampler, which repeats the first images",
+        "data.datamodule:ValidationSampler.__init__",
+        "i if i < length else -(i % length) - 1", "i % length",
+        "data/test_datamodule.py::test_validation_covers_all_images_once",
+    ),
+    mutant(
+        "photographs on their side", "torchvision.datasets.ImageFolder, which ignores the EXIF orientation",
+        "data.images:open_image",
+        "_turn_upright(image)", "pass",
+        "data/test_images.py::test_exif_rotation_is_applied",
+    ),
+    mutant(
+        "16 bits clipped to 8", "Image.convert('RGB') of a 16-bit PNG",
+        "data.images:convert",
+        'image.mode[0] in "IF"', "False",
+        "data/test_images.py::test_greyscale_of_16_bits_is_scaled_not_clipped",
+    ),
+    mutant(
+        "images stretched to a square", "transforms.Resize((size, size))",
+        "data.images:fit_image",
+        "return ImageOps.fit(image, width_height, Image.Resampling.LANCZOS)",
+        "return image.resize(width_height, Image.Resampling.LANCZOS)",
+        "data/test_images.py::test_crop_takes_the_centre",
+    ),
+    mutant(
+        "rounded down to 8 bits", "openai/guided-diffusion and ilvr_adm: ((x + 1) * 127.5).to(torch.uint8)",
+        "data.images:from_tensor",
+        ".round()", "",
+        "data/test_images.py::test_all_256_values_come_back",
+    ),
+    mutant(
+        "the file overrides the command line", "argparse.set_defaults after parse_args",
+        "config.load:load_config",
+        "layers += [_read_override(argument)", "layers[:0] = [_read_override(argument)",
+        "config/test_config.py::test_overrides_come_after_the_file",
+    ),
+    mutant(
+        "an old file takes the defaults of today", "checkpoints that store only what differs from a default",
+        "config.load:config_from_dict",
+        "OmegaConf.create(DEFAULTS_OF_OLD_CHECKPOINTS)", "OmegaConf.create({})",
+        "config/test_config.py::test_what_an_old_checkpoint_lacks_means_what_it_meant_then",
+    ),
+    mutant(
+        "files written in place", "a killed writer leaves half a file under the final name",
+        "atomic:write_atomically",
+        'path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")', "path",
+        "test_atomic.py::test_a_writer_that_fails_leaves_the_old_file",
+    ),
+    mutant(
+        "an image under another mask taken for this one", "caches whose key lacks an input",
+        "sampling.requests:SampleRequests.matches",
+        "tuple(hashes.values()) == wanted", "tuple(hashes.values())[0] == wanted[0]",
+        "sampling/test_requests.py::test_an_image_matches_its_own_recipe_alone",
     ),
 )  # fmt: skip

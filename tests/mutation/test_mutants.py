@@ -9,13 +9,13 @@ from tests.mutation.mutation import find, mutated, mutated_code
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_exhibit_fits_the_code(mutant: Mutant) -> None:
+def test_mutant_fits_the_code(mutant: Mutant) -> None:
     for edit in mutant.edits:
         function = find(edit.function)
         assert mutated_code(function, edit).co_code != function.__code__.co_code or edit.old != edit.new
 
 
-def test_there_are_enough_exhibits_each_once() -> None:
+def test_there_are_enough_and_each_once() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= FEWEST
 
 

@@ -77,6 +77,7 @@ def test_an_image_matches_its_own_recipe_alone(three: References) -> None:
     other = make_requests(three, plans, 2, seed=4)
     assert not any(other.matches(i, request.recipe.plain()) for i, request in enumerate(requests))
     assert not requests.matches(0, {"plan": {}})
+    assert not requests.matches(0, {**requests[0].recipe.plain(), "mask_sha256": "0" * 64})
 
 
 def test_a_reference_is_read_only_if_everything_else_agrees(three: References, monkeypatch: pytest.MonkeyPatch) -> None:
