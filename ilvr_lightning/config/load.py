@@ -145,6 +145,8 @@ def _read_override(argument: str) -> DictConfig:
     key = argument.partition("=")[0]
     if not key.strip():
         raise UserError(f"{argument[:100]!r} has no key; give key=value")
+    if key.startswith("-"):
+        raise UserError(f"unknown flag {key[:100]}; {did_you_mean(key[:100], list(all_keys()))}")
     if len(argument) > MAX_YAML_BYTES or len(key) > 200:
         raise UserError(f"{key[:100]} could not be read: it is too long")
     try:
