@@ -6,7 +6,7 @@ Rows: real training images in the samples' place (what a perfect memory would re
 samples after the held-out images, one each; `fast`, with the gains that the checkpoint holds. Measures against the
 held-out images:
 
-- KID x 1000 (Binkowski et al. 2018, the unbiased estimate) and FID, in the features that `benchmarks.features` made;
+- KD x 1000 (Binkowski et al. 2018, the unbiased estimate) and FD, in the features that `benchmarks.features` made;
 - octaves: power over theirs by octaves of the radial frequency, the finest last (below 1 blur, above 1 grain);
 - nearest: median RMS distance in [-1, 1] to the nearest training image or its mirror image; the last row has the
   held-out images' own;
@@ -89,7 +89,7 @@ def main() -> None:
     assert data.train is not None and data.validation is not None
     train, y = images_of(data.train, len(data.train)), images_of(data.validation, args.images)
     real, rest = train[: len(y)], train[len(y) :]
-    print("| | KID x 1000 | FID | octaves | nearest | nearest/second | copies |\n|---|---|---|---|---|---|---|")
+    print("| | KD x 1000 | FD | octaves | nearest | nearest/second | copies |\n|---|---|---|---|---|---|---|")
     print(row("training images", real, y, rest, features), flush=True)
     print(row("unconditional", samples(loaded, len(y), None, y), y, train, features), flush=True)
     for factor in args.factor:

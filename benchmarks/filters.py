@@ -8,23 +8,10 @@ through passes the finer one.
 
 import argparse
 
-import torch
-
-from ilvr_lightning.diffusion.low_pass import KERNELS, low_pass_matrix
+from ilvr_lightning.diffusion.low_pass import KERNELS
+from tests.support.oracles import nesting_error, projection_error
 
 PAIRS = ((2, 4), (4, 8), (8, 16), (16, 32))
-
-
-def projection_error(side: int, factor: int, kernel: str, orthogonal: bool) -> float:
-    """||P P - P|| / ||P||."""
-    P = low_pass_matrix(side, factor, kernel, orthogonal)
-    return float(torch.linalg.matrix_norm(P @ P - P, 2) / torch.linalg.matrix_norm(P, 2))
-
-
-def nesting_error(side: int, finer: int, coarser: int, kernel: str, orthogonal: bool) -> float:
-    """||(I - P_N) P_M|| for N = finer, M = coarser."""
-    fine, coarse = (low_pass_matrix(side, n, kernel, orthogonal) for n in (finer, coarser))
-    return float(torch.linalg.matrix_norm(coarse - fine @ coarse, 2))
 
 
 def main() -> None:

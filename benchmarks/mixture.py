@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.exact import SCHEDULE, ancestral, solver
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import SamplingPlan
+from tests.support.gaussian import SCHEDULE, ancestral, solver
 
 
 @dataclass(frozen=True)

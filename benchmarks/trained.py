@@ -6,11 +6,11 @@
 References are held-out images of the training domain, one sample each, so that samples and references should have one
 distribution. Mean and standard deviation over the seeds of:
 
-- FID: Frechet distance from the references in the feature space that `benchmarks.features` made;
+- FD: Frechet distance from the references in the feature space that `benchmarks.features` made;
 - high: Frechet distance of the high band alone, in principal components, over the variance;
-- energy: of the high band, over the references' (below 1 blur, above 1 grain), with the largest of any picture;
-- spectrum: power over that of the references, by octaves of the radial frequency, the finest last;
+- energy: of the high band, over the references' (below 1 blur, above 1 grain); worst: the largest of any image;
 - low: RMS distance of the low band from the reference's;
+- spectrum: power over that of the references, by octaves of the radial frequency, the finest last;
 - diversity: mean pairwise RMS distance between 10 samples of one reference, over 10 references.
 
 The first row is other real images in the samples' place: the floor of the measures.
@@ -28,14 +28,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.exact import solver as exact_solver
 from benchmarks.features import Features, features_of, load_features
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
-from ilvr_lightning.metrics.bands import BandFigures, band_figures, frechet_distance, octave_ratios
+from ilvr_lightning.metrics.bands import METRICS, frechet_distance, measure, octave_ratios
+from tests.support.gaussian import solver as exact_solver
 
 
 def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:
@@ -67,7 +67,7 @@ def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:
 
 @torch.no_grad()
 def sample(loaded: LoadedDenoiser, plan: SamplingPlan, y: Tensor, hashes: list[str], seed: int, batch: int) -> Tensor:
-    """(B, C, H, W) one sample a reference."""
+    """(B, C, H, W) one sample per reference."""
     made = []
     for first in range(0, len(y), batch):
         part = slice(first, first + batch)
@@ -89,15 +89,15 @@ def diversity(loaded: LoadedDenoiser, plan: SamplingPlan, y: Tensor, hashes: lis
 class Row:
     """The figures of one seed."""
 
-    bands: BandFigures
+    figures: dict[str, float]
     octaves: list[float]
-    fid: float | None
+    distance: float | None
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, factor: int, features: Features | None) -> "Row":
         """Samples x against their references y."""
-        fid = None if features is None else frechet_distance(features_of(features, x), features_of(features, y))
-        return cls(bands=band_figures(x, y, factor), octaves=octave_ratios(x, y), fid=fid)
+        distance = None if features is None else frechet_distance(features_of(features, x), features_of(features, y))
+        return cls(figures=measure(x, y, factor), octaves=octave_ratios(x, y), distance=distance)
 
 
 def line(name: str, rows: list[Row], spread: float | None = None, seconds: float | None = None) -> str:
@@ -107,16 +107,13 @@ def line(name: str, rows: list[Row], spread: float | None = None, seconds: float
         deviation = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.{digits}f}{deviation}"
 
-    fids = [row.fid for row in rows if row.fid is not None]
+    distances = [row.distance for row in rows if row.distance is not None]
     octaves = [statistics.mean(values) for values in zip(*(row.octaves for row in rows), strict=True)]
     cells = [
         name,
-        cell(fids, 2) if fids else "",
-        cell([row.bands.high for row in rows], 3),
-        cell([row.bands.energy for row in rows], 2),
-        f"{max(row.bands.worst for row in rows):.1f}",
+        cell(distances, 2) if distances else "",
+        *(cell([row.figures[name] for row in rows], 4 if name == "low" else 2) for name in METRICS),
         " ".join(f"{ratio:.2f}" for ratio in octaves),
-        cell([row.bands.low for row in rows], 4),
         "" if spread is None else f"{spread:.3f}",
         "" if seconds is None else f"{seconds:.3f}",
     ]
@@ -124,7 +121,7 @@ def line(name: str, rows: list[Row], spread: float | None = None, seconds: float
 
 
 def main() -> None:
-    """Print a table a factor."""
+    """Print a table per factor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--ref", nargs="+", required=True)
@@ -142,8 +139,8 @@ def main() -> None:
     y, hashes = torch.stack([r.tensor for r in references]), [r.sha256 for r in references]
     for factor in args.factor:
         print(f"\nN={factor}, {len(y)} references, {args.seeds} seeds")
-        print("| sampler, evaluations | FID | high | energy | largest | spectrum | low | diversity | s a picture |")
-        print("|---|---|---|---|---|---|---|---|---|", flush=True)
+        columns = ["sampler, evaluations", "FD", *METRICS, "spectrum", "diversity", "s per image"]
+        print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
         if args.real:
             real = torch.stack([r.tensor for r in find_references(args.real, loaded.image_shape, "crop")])
             print(line("other real images", [Row.of(real[: len(y)], y, factor, features)]))

@@ -8,7 +8,7 @@ hold, the learning rate falling to 0 at the last. Measured on held-out images, s
 
 - bound: the diffusion part of the variational bound in bits per dimension, 1/2 integral of SNR E|x_0 - x^_0|^2 over the
   log-SNR from -9 to 9 (Kingma et al. 2021, equation 17), which the weights' average reaches;
-- FID: Frechet distance of unconditional samples (2M, 20 evaluations) from the held-out images in the feature space that
+- FD: Frechet distance of unconditional samples (2M, 20 evaluations) from the held-out images in the feature space that
   `benchmarks.features` made;
 - grain: power of the finest octave over that of the held-out images.
 """
@@ -118,11 +118,11 @@ def run(config_file: str, changes: list[str], seconds: float, features: Path, im
     real = held_out(config, images)
     fake = unconditional(loaded, images)
     space = load_features(features)
-    fid = frechet_distance(features_of(space, fake), features_of(space, real))
+    distance = frechet_distance(features_of(space, fake), features_of(space, real))
     bits = bound(loaded, loaded.schedule, real[:256])
     return [
         f"{spent:.0f}", f"{steps:,}", f"{steps * config.data.batch_size:,}", f"{bits:.3f}",
-        f"{fid:.2f}", f"{octave_ratios(fake, real)[-1]:.2f}",
+        f"{distance:.2f}", f"{octave_ratios(fake, real)[-1]:.2f}",
     ]  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--variant", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("| variant | s | steps | images | bound, bits/dim | FID | grain |\n|---|---|---|---|---|---|---|", flush=True)
+    print("| variant | s | steps | images | bound, bits/dim | FD | grain |\n|---|---|---|---|---|---|---|", flush=True)
     for name, *changes in args.variant:
         cells = run(args.config, changes, args.seconds, args.features, args.images)
         print(f"| {' | '.join([name, *cells])} |", flush=True)

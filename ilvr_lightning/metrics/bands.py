@@ -1,52 +1,70 @@
 """Samples by frequency band: below phi_N they are to be the reference's, above it as real images have it."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.low_pass import LowPassFilter, dct_basis
 
+Metric = Callable[[Tensor, Tensor, int], float]
+"""Takes samples (B, C, H, W), their references (B, C, H, W), both float64 in [-1, 1], and N; gives one figure."""
+COMPONENTS = 128
+"""The number of principal components in which high bands are compared."""
 
-@dataclass(frozen=True, kw_only=True)
-class BandFigures:
-    """Samples against their references, one sample each, which are held-out images of the training domain."""
 
-    energy: float
+def high_band_distance(x: Tensor, y: Tensor, factor: int) -> float:
+    """Frechet distance of the high bands in the references' principal components, over the references' variance."""
+    return _component_distance(_high_band(x, factor).flatten(1), _high_band(y, factor).flatten(1), COMPONENTS)
+
+
+def high_band_energy(x: Tensor, y: Tensor, factor: int) -> float:
     """Energy of the high band over that of the references; below 1 is blur, above 1 is grain."""
-    median: float
-    """Median over images of an image's high-band energy over that of its reference."""
-    worst: float
-    """The largest of these ratios."""
-    low: float
+    return float(_high_band(x, factor).square().mean() / _high_band(y, factor).square().mean())
+
+
+def worst_high_band_energy(x: Tensor, y: Tensor, factor: int) -> float:
+    """The largest energy of an image's high band over that of its reference."""
+    ratios = _high_band(x, factor).square().mean((1, 2, 3)) / _high_band(y, factor).square().mean((1, 2, 3))
+    return float(ratios.max())
+
+
+def low_band_error(x: Tensor, y: Tensor, factor: int) -> float:
     """RMS distance of the low band from the reference's, in pixels of [-1, 1]."""
-    high: float
-    """Frechet distance of the high band in its principal components, over the references' variance there."""
+    return float(_low_pass(x, factor)(x - y).square().mean().sqrt())
 
 
-def band_figures(x: Tensor, y: Tensor, factor: int, components: int = 128) -> BandFigures:
-    """Compare samples with their references.
+METRICS: dict[str, Metric] = {
+    "high": high_band_distance,
+    "energy": high_band_energy,
+    "worst": worst_high_band_energy,
+    "low": low_band_error,
+}
+"""What `measure` computes and benchmarks list. To add a metric, write a function and enter it here."""
+
+
+def measure(x: Tensor, y: Tensor, factor: int) -> dict[str, float]:
+    """Compare samples with their references, one sample each, which are held-out images of the training domain.
 
     Args:
         x: (B, C, H, W) samples in [-1, 1].
         y: (B, C, H, W) the reference of each.
         factor: N of the orthogonal bicubic filter that parts the bands.
-        components: of the references' high band; at most B - 1 of them.
+
+    Returns:
+        The figure of each of METRICS.
     """
-    low_pass = LowPassFilter((x.shape[2], x.shape[3]), factor, orthogonal=True)
     x, y = x.double().cpu(), y.double().cpu()
-    low = low_pass(x - y)
-    x_high, y_high = x - low_pass(x), y - low_pass(y)
-    sample_energy, reference_energy = x_high.square().mean((1, 2, 3)), y_high.square().mean((1, 2, 3))
-    ratios = sample_energy / reference_energy
-    return BandFigures(
-        energy=float(sample_energy.mean() / reference_energy.mean()),
-        median=float(ratios.median()),
-        worst=float(ratios.max()),
-        low=float(low.square().mean().sqrt()),
-        high=_component_distance(x_high.flatten(1), y_high.flatten(1), components),
-    )
+    return {name: metric(x, y, factor) for name, metric in METRICS.items()}
+
+
+def _low_pass(x: Tensor, factor: int) -> LowPassFilter:
+    return LowPassFilter((x.shape[2], x.shape[3]), factor, orthogonal=True)
+
+
+def _high_band(x: Tensor, factor: int) -> Tensor:
+    return x - _low_pass(x, factor)(x)
 
 
 NO_ENERGY = 1e-6

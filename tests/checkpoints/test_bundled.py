@@ -12,7 +12,7 @@ from ilvr_lightning.checkpoints.find import BUNDLED, DEFAULT_MODEL, bundled_mode
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.generate import generate
-from ilvr_lightning.metrics.bands import band_figures, octave_ratios
+from ilvr_lightning.metrics.bands import measure, octave_ratios
 from tests.support.paths import ROOT
 
 DATA = {"toon64": "data/toon", "animals64": "data/animals"}
@@ -80,9 +80,9 @@ def test_follows_held_out_pictures_without_blur_or_grain(name: str, loaded: Load
     plan = loaded.preset("draft", 8)
     with torch.no_grad():
         x = generate(loaded, loaded.schedule, plan, seeds=range(16), shape=loaded.image_shape, reference=y)
-    figures = band_figures(x.clamp(-1, 1), y, 8)
-    assert figures.low < 0.01
-    assert 0.7 < figures.energy < 1.4
+    figures = measure(x.clamp(-1, 1), y, 8)
+    assert figures["low"] < 0.01
+    assert 0.7 < figures["energy"] < 1.4
     assert 0.6 < octave_ratios(x, y)[-1] < 1.6
     across = (x[:, None] - x).square().mean((2, 3, 4)).sqrt()
     assert float(across[~torch.eye(16, dtype=torch.bool)].min()) > 0.1

@@ -1,9 +1,11 @@
-"""ILVR against the true conditional of Gaussian images: a smaller form of benchmarks/exact.py."""
+"""ILVR against the true conditional of Gaussian images."""
 
 import pytest
 import torch
 
-from benchmarks.exact import (
+from ilvr_lightning.diffusion.low_pass import low_pass_matrix
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from tests.support.gaussian import (
     SCHEDULE,
     TABLE,
     TABLE_2D,
@@ -12,13 +14,13 @@ from benchmarks.exact import (
     ancestral,
     errors,
     modulated_ar1,
+    probe,
+    run_map,
     solver,
     spectrum_1d,
     spectrum_2d,
     with_factor,
 )
-from ilvr_lightning.diffusion.low_pass import low_pass_matrix
-from ilvr_lightning.diffusion.plan import SamplingPlan
 
 QUICK = [name for name, (plan, _) in TABLE.items() if plan.resolved(1000).evaluations <= 20]
 
@@ -92,11 +94,9 @@ def test_denoiser_is_the_posterior_mean() -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "ilvr_adm"])
 def test_probing_step_by_step_is_probing_the_run(preset: str) -> None:
-    from benchmarks import exact
-
     data, plan = spectrum_1d(8), with_factor(ancestral(preset, 4), 4)
-    stepwise = exact.run_map(data, plan)
-    whole = exact.probe(data, plan, 2 * 4)
+    stepwise = run_map(data, plan)
+    whole = probe(data, plan, 2 * 4)
     torch.testing.assert_close(stepwise.of_x, whole.of_x, rtol=0, atol=1e-12)
     torch.testing.assert_close(stepwise.of_y, whole.of_y, rtol=0, atol=1e-12)
     torch.testing.assert_close(stepwise.covariance, whole.covariance, rtol=0, atol=1e-12)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.filters import nesting_error
 from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, dct_basis, low_pass_matrix, resize_matrix
 from tests.support import golden
+from tests.support.oracles import nesting_error
 
 ALL_KERNELS = [*KERNELS, "ideal"]
 

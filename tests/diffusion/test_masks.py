@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.exact import SCHEDULE, spectrum_2d
 from ilvr_lightning.data.images import from_tensor, to_tensor
 from ilvr_lightning.diffusion import exact_low_band as gamut
 from ilvr_lightning.diffusion.exact_low_band import project_to_low_band
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import KERNELS, LowPassFilter, low_pass_factors
 from ilvr_lightning.diffusion.samplers import SAMPLERS
+from tests.support.gaussian import SCHEDULE, spectrum_2d
 from tests.support.oracles import GaussianDenoiser, make_plan
 
 DATA = spectrum_2d(32)

@@ -1,3 +1,5 @@
+"""Figures of samples against their references, on images whose figures are known."""
+
 import math
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
-from ilvr_lightning.metrics.bands import band_figures, frechet_distance, octave_ratios
+from ilvr_lightning.metrics.bands import METRICS, frechet_distance, measure, octave_ratios
 
 LOW_PASS = LowPassFilter((16, 16), 4, orthogonal=True)
 
@@ -15,37 +17,36 @@ def images(count: int, seed: int) -> Tensor:
 
 
 def test_references_in_the_samples_place() -> None:
-    figures = band_figures(images(40, 0), images(40, 0), 4)
-    assert (figures.energy, figures.median, figures.worst, figures.low) == (1, 1, 1, 0)
-    assert figures.high == pytest.approx(0, abs=1e-9)
+    figures = measure(images(40, 0), images(40, 0), 4)
+    assert (figures["energy"], figures["worst"], figures["low"]) == (1, 1, 0)
+    assert figures["high"] == pytest.approx(0, abs=1e-9)
 
 
 def test_energy_is_of_the_high_band_alone() -> None:
     y = images(40, 0)
     high = y - LOW_PASS(y)
-    figures = band_figures(LOW_PASS(y) + 0.5 * high, y, 4)
-    assert figures.energy == pytest.approx(0.25) and figures.worst == pytest.approx(0.25)
-    assert figures.low == pytest.approx(0, abs=1e-12)
+    figures = measure(LOW_PASS(y) + 0.5 * high, y, 4)
+    assert figures["energy"] == pytest.approx(0.25) and figures["worst"] == pytest.approx(0.25)
+    assert figures["low"] == pytest.approx(0, abs=1e-12)
     # Half the size about the mean: each deviation, and the mean, is off by a half.
     components = 39
     centred = high - high.mean(0)
     _, sizes, axes = torch.linalg.svd(centred.flatten(1), full_matrices=False)
     variance = sizes[:components].square().sum() / 39
     mean = (high.mean(0).flatten() @ axes[:components].mT).square().sum()
-    assert figures.high == pytest.approx(float(0.25 + 0.25 * mean / variance), rel=1e-6)
+    assert figures["high"] == pytest.approx(float(0.25 + 0.25 * mean / variance), rel=1e-6)
 
 
-def test_the_worst_picture_is_told() -> None:
+def test_the_worst_image_is_told() -> None:
     y = images(10, 0)
     x = y.clone()
     x[3] = LOW_PASS(y)[3] + 3 * (y - LOW_PASS(y))[3]
-    assert band_figures(x, y, 4).worst == pytest.approx(9)
-    assert band_figures(x, y, 4).median == pytest.approx(1)
+    assert measure(x, y, 4)["worst"] == pytest.approx(9)
 
 
 def test_low_is_in_pixels() -> None:
     y = images(10, 0)
-    assert band_figures(y + 0.1, y, 4).low == pytest.approx(0.1)
+    assert measure(y + 0.1, y, 4)["low"] == pytest.approx(0.1)
 
 
 def test_frechet_distance_of_normals_by_hand() -> None:
@@ -70,3 +71,12 @@ def test_octaves_by_hand() -> None:
     ratios = octave_ratios(fine + 3 * coarse + 5, fine + coarse)
     assert ratios[1] == pytest.approx(9, rel=1e-3)
     assert ratios[3] == pytest.approx(1, rel=1e-3)
+
+
+def test_another_metric_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest_difference(x: Tensor, y: Tensor, factor: int) -> float:
+        return float((x - y).abs().max())
+
+    monkeypatch.setitem(METRICS, "largest", largest_difference)
+    y = images(10, 0)
+    assert measure(y + 0.5, y, 4)["largest"] == pytest.approx(0.5)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
+from ilvr_lightning.diffusion.low_pass import low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import FORMER_DEFAULTS, SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
@@ -64,3 +65,15 @@ class ProbeNoise:
         noise[self.draws + 1] = 1
         self.draws += 1
         return noise
+
+
+def projection_error(side: int, factor: int, kernel: str, orthogonal: bool) -> float:
+    """||P P - P|| / ||P||."""
+    P = low_pass_matrix(side, factor, kernel, orthogonal)
+    return float(torch.linalg.matrix_norm(P @ P - P, 2) / torch.linalg.matrix_norm(P, 2))
+
+
+def nesting_error(side: int, finer: int, coarser: int, kernel: str, orthogonal: bool) -> float:
+    """||(I - P_N) P_M|| for N = finer, M = coarser."""
+    fine, coarse = (low_pass_matrix(side, n, kernel, orthogonal) for n in (finer, coarser))
+    return float(torch.linalg.matrix_norm(coarse - fine @ coarse, 2))
