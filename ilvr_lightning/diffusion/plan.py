@@ -14,7 +14,7 @@ ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
 SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
-"""The samplers, each with the settings that it alone reads; the functions are in samplers.py."""
+"""The samplers, each with the settings that only some samplers read; samplers.py has a function of each name."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "spacing": get_args(Spacing),
     "variance": get_args(Variance),

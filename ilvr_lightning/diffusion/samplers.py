@@ -1,4 +1,4 @@
-"""Samplers: generators with one signature. To add one, write a function and enter it in SAMPLERS."""
+"""Samplers: generators with one signature. To add one, write a function here and enter its name in plan.py."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 from ilvr_lightning.diffusion.conditioning import Conditioning
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.noise import NoiseSource
-from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.plan import SAMPLER_SETTINGS, SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 
 
@@ -118,7 +118,6 @@ def dpmpp_2m(run: Run, x: Tensor) -> Iterator[SamplerState]:
 
 
 SAMPLERS: dict[str, Callable[[Run, Tensor], Iterator[SamplerState]]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpmpp_2m": dpmpp_2m,
+    name: globals()[name] for name in SAMPLER_SETTINGS
 }
+"""The function of each name in plan.SAMPLER_SETTINGS."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
-from ilvr_lightning.metrics.bands import METRICS, frechet_distance, measure, octave_ratios
+from ilvr_lightning.metrics.bands import frechet_distance, measure, octave_ratios
 
 LOW_PASS = LowPassFilter((16, 16), 4, orthogonal=True)
 
@@ -71,12 +71,3 @@ def test_octaves_by_hand() -> None:
     ratios = octave_ratios(fine + 3 * coarse + 5, fine + coarse)
     assert ratios[1] == pytest.approx(9, rel=1e-3)
     assert ratios[3] == pytest.approx(1, rel=1e-3)
-
-
-def test_another_metric_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    def largest_difference(x: Tensor, y: Tensor, factor: int) -> float:
-        return float((x - y).abs().max())
-
-    monkeypatch.setitem(METRICS, "largest", largest_difference)
-    y = images(10, 0)
-    assert measure(y + 0.5, y, 4)["largest"] == pytest.approx(0.5)
