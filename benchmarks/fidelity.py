@@ -8,6 +8,7 @@ held-out images:
 
 - KD x 1000 (Binkowski et al. 2018, the unbiased estimate) and FD, in the features that `benchmarks.features` made;
 - octaves: power over theirs by octaves of the radial frequency, the finest last (below 1 blur, above 1 grain);
+- dots, stripes: power over theirs at the checkerboard of two pixels, and at stripes of two pixels;
 - nearest: median RMS distance in [-1, 1] to the nearest training image or its mirror image; the last row has the
   held-out images' own;
 - nearest/second: median of the distance to the nearest over that to the second nearest, and how many pictures have it
@@ -30,7 +31,7 @@ from ilvr_lightning.data.dataset import ImageDataset
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET
-from ilvr_lightning.metrics.bands import frechet_distance, octave_ratios
+from ilvr_lightning.metrics.bands import frechet_distance, grain_ratios, octave_ratios
 
 
 def images_of(rows: ImageDataset, count: int) -> Tensor:
@@ -67,7 +68,8 @@ def row(name: str, x: Tensor, y: Tensor, train: Tensor, features: Features) -> s
     ratio = first / second
     cells = [
         name, f"{1000 * float(poly_mmd(b, a)):.1f}", f"{frechet_distance(a, b):.2f}",
-        " ".join(f"{r:.2f}" for r in octave_ratios(x, y)), f"{first.median():.3f}",
+        " ".join(f"{r:.2f}" for r in octave_ratios(x, y)), *(f"{r:.2f}" for r in grain_ratios(x, y)),
+        f"{first.median():.3f}",
         f"{ratio.median():.2f}", f"{int((ratio < 1 / 3).sum())} of {len(x)}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -89,7 +91,7 @@ def main() -> None:
     assert data.train is not None and data.validation is not None
     train, y = images_of(data.train, len(data.train)), images_of(data.validation, args.images)
     real, rest = train[: len(y)], train[len(y) :]
-    print("| | KD x 1000 | FD | octaves | nearest | nearest/second | copies |\n|---|---|---|---|---|---|---|")
+    print("| | KD x 1000 | FD | octaves | dots | stripes | nearest | nearest/second | copies |\n" + 9 * "|---" + "|")
     print(row("training images", real, y, rest, features), flush=True)
     print(row("unconditional", samples(loaded, len(y), None, y), y, train, features), flush=True)
     for factor in args.factor:

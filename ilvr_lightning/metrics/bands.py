@@ -97,6 +97,31 @@ def octave_ratios(x: Tensor, y: Tensor) -> list[float]:
     return [float(power_x[octave == k].sum() / power_y[octave == k].sum()) for k in range(2 - octaves, 2)]
 
 
+def grain_ratios(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Power of x over that of y (both (B, C, H, W)) at the checkerboard and at stripes of two pixels.
+
+    Checkerboard: within one frequency of Nyquist in both directions. Stripes: within one of it in one direction, and
+    below a quarter of it in the other. A Hann window keeps the borders out. Octaves are too wide to show either.
+    """
+    power_x, power_y = (_windowed_power(z) for z in (x, y))
+    near, low = (
+        [torch.fft.fftfreq(side, 1 / side).abs() >= side // 2 - 1 for side in x.shape[-2:]],
+        [torch.fft.fftfreq(side, 1 / side).abs() < side / 8 for side in x.shape[-2:]],
+    )
+    checkerboard = near[0][:, None] & near[1]
+    stripes = (near[0][:, None] & low[1]) | (low[0][:, None] & near[1])
+    first, second = (float(power_x[part].sum() / power_y[part].sum()) for part in (checkerboard, stripes))
+    return first, second
+
+
+def _windowed_power(x: Tensor) -> Tensor:
+    """(H, W) mean power of x (B, C, H, W) by frequency under a Hann window, without the mean of each image."""
+    x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)
+    rows, columns = (torch.hann_window(side, periodic=False, dtype=torch.float64) for side in x.shape[-2:])
+    power: Tensor = torch.fft.fft2(x * rows[:, None] * columns).abs().square().mean((0, 1))
+    return power
+
+
 def _power(x: Tensor) -> Tensor:
     """(H, W) mean power of x (B, C, H, W) by frequency in the DCT, without the mean of each image."""
     x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)

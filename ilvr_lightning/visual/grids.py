@@ -62,14 +62,14 @@ def draw_grid(columns: Sequence[Column], title: str, min_tile: int = MIN_TILE) -
 
     Args:
         columns: the groups; every one has the same number of rows.
-        title: the line above them.
+        title: the line above them; empty for none.
         min_tile: tiles of fewer pixels are enlarged by an integer, pixel by pixel.
     """
     height, width, _ = next(tile for column in columns for row in column.rows for tile in row).shape
     zoom = max(1, -(-min_tile // min(height, width)))
     tile_h, tile_w, gap, margin = height * zoom, width * zoom, 2, 12
     font = ImageFont.load_default(14)
-    header = 44
+    header = 44 if title else 24
     widths = [
         max(max((len(row) for row in c.rows), default=0) * (tile_w + gap) - gap, math.ceil(font.getlength(c.label)))
         for c in columns
@@ -82,7 +82,7 @@ def draw_grid(columns: Sequence[Column], title: str, min_tile: int = MIN_TILE) -
     draw.text((margin, 4), title, fill="black", font=font)
     left = margin
     for column, column_width in zip(columns, widths, strict=True):
-        draw.text((left, 24), column.label, fill="black", font=font)
+        draw.text((left, header - 20), column.label, fill="black", font=font)
         for i, row in enumerate(column.rows):
             for j, pixels in enumerate(row):
                 tile = to_image(pixels).convert("RGB").resize((tile_w, tile_h), Image.Resampling.NEAREST)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
-from ilvr_lightning.metrics.bands import frechet_distance, measure, octave_ratios
+from ilvr_lightning.metrics.bands import frechet_distance, grain_ratios, measure, octave_ratios
 
 LOW_PASS = LowPassFilter((16, 16), 4, orthogonal=True)
 
@@ -71,3 +71,17 @@ def test_octaves_by_hand() -> None:
     ratios = octave_ratios(fine + 3 * coarse + 5, fine + coarse)
     assert ratios[1] == pytest.approx(9, rel=1e-3)
     assert ratios[3] == pytest.approx(1, rel=1e-3)
+
+
+def test_dots_and_stripes_that_no_octave_shows() -> None:
+    """A checkerboard and stripes, both of two pixels and small beside white noise; each is seen by its own ratio."""
+    white = torch.randn((64, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    n = torch.arange(32)
+    checkerboard = 0.3 * (1.0 - 2.0 * ((n[:, None] + n) % 2))
+    stripes = 0.3 * (1.0 - 2.0 * (n % 2)).expand(32, 32)
+    assert grain_ratios(white, white) == (1, 1)
+    assert octave_ratios(white + checkerboard, white)[-1] < 1.2
+    dots, lines = grain_ratios(white + checkerboard, white)
+    assert dots > 5 and lines == pytest.approx(1, abs=0.1)
+    dots, lines = grain_ratios(white + stripes, white)
+    assert dots == pytest.approx(1, abs=0.15) and lines > 2
