@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
@@ -10,19 +11,23 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 
 from ilvr_lightning.errors import UserError, first_line
 from ilvr_lightning.runtime.command import say
 
+STEPS_PER_LINE = 1000
+"""Where the progress bar goes to a file, it is written once per so many steps, and at each epoch's end."""
 
-def make_trainer(settings: Mapping[str, Any], **parts: Any) -> pl.Trainer:
+
+def make_trainer(settings: Mapping[str, Any], callbacks: list[Callback], **parts: Any) -> pl.Trainer:
     """A Trainer that trains.
 
     Args:
         settings: the user's trainer.* settings; null stands for Lightning's own default.
-        parts: the project's own: logger, plugins, callbacks.
+        callbacks: the project's own.
+        parts: its logger and plugins.
 
     Raises:
         UserError: Lightning refuses the settings.
@@ -31,8 +36,10 @@ def make_trainer(settings: Mapping[str, Any], **parts: Any) -> pl.Trainer:
     if settings.get("accelerator") == "cpu":
         _check_cpu_processes(settings.get("devices"), "trainer.devices")
     given = {key: value for key, value in settings.items() if value is not None}
+    if given.get("enable_progress_bar", True) and not sys.stdout.isatty():
+        callbacks = [*callbacks, TQDMProgressBar(refresh_rate=STEPS_PER_LINE)]
     try:
-        return pl.Trainer(**given, **parts, use_distributed_sampler=False)
+        return pl.Trainer(**given, **parts, callbacks=callbacks, use_distributed_sampler=False)
     except (MisconfigurationException, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise UserError(f"invalid trainer.* setting: {first_line(error)}") from None
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,13 @@ def test_first_lines(tiny_config: Path, images: Path, capsys: pytest.CaptureFixt
 def test_run_folder_holds_the_config(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([str(trained / "config.yaml"), "--print-config"]) == 0
     assert capsys.readouterr().out == (trained / "config.yaml").read_text()
+
+
+def test_few_lines_of_the_progress_bar_go_to_a_file(
+    train_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An epoch of 60 steps is written a few times, not once per step."""
+    train_run("progress", "trainer.enable_progress_bar=true", "data.batch_size=1", "data.epoch_images=60")
+    said = capsys.readouterr()
+    assert "60/60" in said.out + said.err
+    assert 0 < (said.out + said.err).count("Epoch 0:") < 10
