@@ -1,9 +1,11 @@
 """The images of Parquet shards, local or remote, read without keeping anything on the disk."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +37,17 @@ class ParquetSource(ImageSource):
 
     Args:
         files: paths, or URLs that fsspec opens (hf://...).
-        group_sizes: the rows of each row group of each file.
+        sizes: the rows of each file.
+        groups: the row groups of all files together.
         count: the first so many rows are used.
         column: the column of the images.
         name: what messages call the split.
     """
 
     def __init__(
-        self, files: Sequence[str], group_sizes: Sequence[Sequence[int]], count: int, column: str, name: str
+        self, files: Sequence[str], sizes: Sequence[int], groups: int, count: int, column: str, name: str
     ) -> None:
-        self.files, self.group_sizes, self.column = files, group_sizes, column
-        sizes = np.array([sum(group) for group in group_sizes], dtype=np.int64)
+        self.files, self.sizes, self.groups, self.column = files, sizes, groups, column
         self.starts = np.cumsum(sizes) - sizes
         self.counts: list[int] = np.clip(count - self.starts, 0, sizes).tolist()
         """The rows of each file that are used."""
@@ -58,7 +60,7 @@ class ParquetSource(ImageSource):
 
     def take(self, count: int) -> "ParquetSource":
         """The first so many rows."""
-        return ParquetSource(self.files, self.group_sizes, count, self.column, self.name)
+        return ParquetSource(self.files, self.sizes, self.groups, count, self.column, self.name)
 
     def _read_range(self, first: int, end: int) -> Iterator[Encoded]:
         for shard, (start, count) in enumerate(zip(self.starts.tolist(), self.counts, strict=True)):
@@ -97,16 +99,16 @@ class ParquetSource(ImageSource):
 
     def _read_once(self, shard: int, first: int, end: int) -> Iterator[Encoded]:
         with _open_parquet(self.files[shard]) as parquet:
-            group_end = 0
-            for group, size in enumerate(self.group_sizes[shard]):
-                row, group_end = group_end, group_end + size
-                if group_end <= first or row >= end:
-                    continue
-                for batch in parquet.iter_batches(16, row_groups=[group], columns=[self.column], use_threads=False):
-                    start, stop = max(first - row, 0), min(end - row, len(batch))
-                    if start < stop:
-                        yield from map(image_bytes_of, batch.column(0)[start:stop].to_pylist())
-                    row += len(batch)
+            metadata = parquet.metadata
+            group_ends = list(accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
+            group = bisect_right(group_ends, first)
+            row = group_ends[group - 1] if group else 0
+            groups = range(group, len(group_ends))
+            for batch in parquet.iter_batches(16, row_groups=groups, columns=[self.column], use_threads=False):
+                yield from map(image_bytes_of, batch.column(0)[max(first - row, 0) : end - row].to_pylist())
+                row += len(batch)
+                if row >= end:
+                    return
 
 
 def open_shards(config: DataConfig) -> tuple[ParquetSource, ImageSource]:
@@ -116,10 +118,12 @@ def open_shards(config: DataConfig) -> tuple[ParquetSource, ImageSource]:
         UserError: the data set cannot be opened, is not Parquet, has no such split or column, or too few images.
     """
     with explain_errors(config):
-        found = locate(config).files(config)
+        kind = locate(config)
+        opened = kind.open(config)
+        found = {} if isinstance(opened, Mapping) else opened.config.data_files or {}
         files = {str(split): sorted(map(str, names)) for split, names in found.items() if names}
         if not files or not all(name.endswith(".parquet") for names in files.values() for name in names):
-            raise UserError(_no_parquet_message(config))
+            raise UserError(_no_parquet_message(config, kind is SOURCES["Hub"]))
         name = validation_split(files, config)
         train = _parquet_source(files, config.split, config)
         if name is not None:
@@ -129,13 +133,14 @@ def open_shards(config: DataConfig) -> tuple[ParquetSource, ImageSource]:
         return train.take(kept), train.load(range(kept, len(train)))
 
 
-def _no_parquet_message(config: DataConfig) -> str:
+def _no_parquet_message(config: DataConfig, on_hub: bool) -> str:
     advice = "leave out data.streaming: what is on this disk is read from where it lies"
-    if locate(config) is SOURCES["Hub"]:
-        converted = (
-            f"hf://datasets/{config.path}@refs/convert/parquet/{config.name or 'default'}/{config.split}/*.parquet"
+    if on_hub:
+        converted = f"{config.path}@refs/convert/parquet/{config.name or 'default'}/{config.split}/*.parquet"
+        advice = (
+            "the Hub converts most data sets, and of large ones the beginning: try "
+            f"'data.path=hf://datasets/{converted}'"
         )
-        advice = f"the Hub converts most data sets, and of large ones the beginning: try 'data.path={converted}'"
     return f"data.streaming=true needs Parquet files, and data.path={config.path} has none; {advice}"
 
 
@@ -146,29 +151,26 @@ def _parquet_source(files: Mapping[str, Sequence[str]], split: str, config: Data
     shards = files[split]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(_read_footer, shards))
-    columns = []
-    for shard, (_, schema) in zip(shards, footers, strict=True):
-        features = {
-            name: datasets.Image() if isinstance(feature, dict) and "bytes" in feature else feature
-            for name, feature in datasets.Features.from_arrow_schema(schema).items()
-        }
-        columns.append(image_column(features, config))
-        if columns[-1] != columns[0]:
-            raise UserError(
-                f"data.image_column must be given: it is {columns[0]} in {shards[0]}, {columns[-1]} in {shard}"
-            )
-    sizes = [sizes for sizes, _ in footers]
-    return ParquetSource(shards, sizes, sum(map(sum, sizes)), columns[0], f"{Path(config.path).name}/{split}")
+    features = {
+        name: datasets.Image() if isinstance(feature, dict) and "bytes" in feature else feature
+        for name, feature in datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema()).items()
+    }
+    column = image_column(features, config)
+    for shard, footer in zip(shards, footers, strict=True):
+        if column not in footer.schema.to_arrow_schema().names:
+            raise UserError(f"data.image_column={column} is in {shards[0]}, but not in {shard}")
+    sizes = [footer.num_rows for footer in footers]
+    groups = sum(footer.num_row_groups for footer in footers)
+    return ParquetSource(shards, sizes, groups, sum(sizes), column, f"{Path(config.path).name}/{split}")
 
 
-def _read_footer(file: str) -> tuple[list[int], Any]:
-    """The rows of each row group, and the schema."""
+def _read_footer(file: str) -> Any:
+    """The metadata of a Parquet file."""
     import pyarrow as pa
 
     try:
         with _open_parquet(file) as parquet:
-            metadata = parquet.metadata
-            return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], parquet.schema_arrow
+            return parquet.metadata
     except pa.ArrowInvalid as error:
         raise UserError(f"{file} is no readable Parquet file: {first_line(error)}") from error
 

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,10 @@ class SourceKind:
 
     matches: Callable[[str], bool]
     """Whether data.path names such a place."""
-    open: Callable[[DataConfig], Mapping[str, Any]]
-    """The splits of a data set by name, each an ImageSource or a `datasets.Dataset`."""
-    files: Callable[[DataConfig], Mapping[str, Sequence[str]]] = lambda config: {}
-    """The files of each split, which data.streaming=true reads if they are Parquet."""
+    open: Callable[[DataConfig], Any]
+    """A `datasets.DatasetBuilder`, or the splits by name: each an ImageSource or a `datasets.Dataset`.
+
+    data.streaming=true reads the files of a builder, if they are Parquet."""
 
 
 def _local(path: str) -> Path:
@@ -46,25 +46,18 @@ def _is_files(path: str) -> bool:
     return "://" in path or glob.has_magic(path) or _local(path).is_file()
 
 
-def _files(config: DataConfig) -> Mapping[str, Sequence[str]]:
-    if "://" in config.path:
-        return _builder_files("parquet", data_files=config.path)
-    return {"train": sorted(glob.glob(str(_local(config.path)), recursive=True))}
-
-
-def _open_files(config: DataConfig) -> Mapping[str, Any]:
-    files = _files(config)
-    endings = {Path(file).suffix for split in files.values() for file in split}
-    if len(endings) != 1 or not endings <= set(TABLES):
+def _open_files(config: DataConfig) -> Any:
+    path = config.path if "://" in config.path else str(_local(config.path))
+    if (ending := Path(path).suffix) not in TABLES:
         raise UserError(f"data.path={config.path}: give Parquet or Arrow files, a folder, or a data set's name")
-    return _load(endings.pop()[1:], data_files=files)
+    return _builder(ending[1:], data_files=path)
 
 
 def _is_saved(path: str) -> bool:
     return any((_local(path) / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
-def _open_saved(config: DataConfig) -> Mapping[str, Any]:
+def _open_saved(config: DataConfig) -> Any:
     import datasets
 
     saved = datasets.load_from_disk(str(_local(config.path)))
@@ -75,44 +68,33 @@ def _is_dataset_folder(path: str) -> bool:
     return any(file.suffix in TABLES for file in _local(path).rglob("*"))
 
 
-def _open_image_folder(config: DataConfig) -> Mapping[str, Any]:
+def _open_image_folder(config: DataConfig) -> Any:
     path = _local(config.path)
     if not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
         raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
-    return _load("imagefolder", data_dir=str(path))
+    return _builder("imagefolder", data_dir=str(path))
 
 
 def _is_on_hub(path: str) -> bool:
     return HUB_NAME.fullmatch(path) is not None and Path(path).suffix not in (*TABLES, *SUFFIXES)
 
 
-def _load(*names: str | None, **options: Any) -> Mapping[str, Any]:
+def _open_by_name(config: DataConfig) -> Any:
+    return _builder(str(_local(config.path)), config.name)
+
+
+def _builder(*names: str | None, **options: Any) -> Any:
     import datasets
 
-    splits: Mapping[str, Any] = datasets.load_dataset(*names, **options)
-    return splits
-
-
-def _builder_files(*names: str | None, **options: Any) -> Mapping[str, Sequence[str]]:
-    import datasets
-
-    return datasets.load_dataset_builder(*names, **options).config.data_files or {}
+    return datasets.load_dataset_builder(*names, **options)
 
 
 SOURCES = {
-    "Hub": SourceKind(
-        matches=_is_on_hub,
-        open=lambda config: _load(config.path, config.name),
-        files=lambda config: _builder_files(config.path, config.name),
-    ),
+    "Hub": SourceKind(matches=_is_on_hub, open=_open_by_name),
     "image folder": SourceKind(matches=lambda path: _local(path).is_dir(), open=_open_image_folder),
-    "data set folder": SourceKind(
-        matches=_is_dataset_folder,
-        open=lambda config: _load(str(_local(config.path)), config.name),
-        files=lambda config: _builder_files(str(_local(config.path)), config.name),
-    ),
+    "data set folder": SourceKind(matches=_is_dataset_folder, open=_open_by_name),
     "saved data set": SourceKind(matches=_is_saved, open=_open_saved),
-    "files": SourceKind(matches=_is_files, open=_open_files, files=_files),
+    "files": SourceKind(matches=_is_files, open=_open_files),
 }
 """The kinds of places by name. The last one that matches a path is used, so that an added kind comes before these."""
 
@@ -135,8 +117,8 @@ def open_source(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource
     Raises:
         UserError: the data set cannot be opened, has no such split, column or class, or too few images.
     """
-    splits = _open_splits(config)
-    train, name = _as_source(splits, config.split, config), validation_split(splits, config)
+    splits, name = _open_splits(config)
+    train = _as_source(splits, config.split, config)
     if name is not None:
         return train, _as_source(splits, name, config)
     count = count_to_hold_out(len(train), config)
@@ -150,14 +132,17 @@ def open_split(config: DataConfig) -> ImageSource:
     Raises:
         UserError: the data set cannot be opened, or has no such split, column or class.
     """
-    return _as_source(_open_splits(config), config.split, config)
+    return _as_source(_open_splits(config)[0], config.split, config)
 
 
-def _open_splits(config: DataConfig) -> Mapping[str, Any]:
+def _open_splits(config: DataConfig) -> tuple[Mapping[str, Any], str | None]:
+    """All splits, and the name of the one to validate on."""
     with explain_errors(config):
         splits = locate(config).open(config)
-    validation_split(splits, config)
-    return splits
+        if not isinstance(splits, Mapping):
+            splits.download_and_prepare()
+            splits = splits.as_dataset()
+        return splits, validation_split(splits, config)
 
 
 def _as_source(splits: Mapping[str, Any], name: str, config: DataConfig) -> ImageSource:
