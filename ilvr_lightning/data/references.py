@@ -14,7 +14,6 @@ from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.fitting import Reference, fit_reference, masks_of, to_mask, with_mask
 from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Fit, open_image
-from ilvr_lightning.data.sources import open_split
 from ilvr_lightning.errors import UserError
 
 __all__ = ["Place", "Reference", "References", "find_images", "find_references", "masks_of"]
@@ -199,6 +198,8 @@ def find_references(
 
 
 def _places_in_dataset(match: re.Match[str], flag: str) -> list[Place]:
+    from ilvr_lightning.data.sources import open_split  # which imports `datasets`
+
     split = match["split"]
     try:
         images = open_split(DataConfig(path=match["path"], split=split))

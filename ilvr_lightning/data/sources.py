@@ -1,5 +1,6 @@
 """Where training images come from: every kind of place that data.path may name is an entry of SOURCES."""
 
+import functools
 import glob
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -8,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.image_source import ImageSource, dataset_source
+from ilvr_lightning.data.image_source import Encoded, ImageSource
 from ilvr_lightning.data.images import SUFFIXES
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError, first_line
@@ -50,7 +52,7 @@ def _open_files(config: DataConfig) -> Any:
     path = config.path if "://" in config.path else str(_local(config.path))
     if (ending := Path(path).suffix) not in TABLES:
         raise UserError(f"data.path={config.path}: give Parquet or Arrow files, a folder, or a data set's name")
-    return _builder(ending[1:], data_files=path)
+    return datasets.load_dataset_builder(ending[1:], data_files=path)
 
 
 def _is_saved(path: str) -> bool:
@@ -58,8 +60,6 @@ def _is_saved(path: str) -> bool:
 
 
 def _open_saved(config: DataConfig) -> Any:
-    import datasets
-
     saved = datasets.load_from_disk(str(_local(config.path)))
     return {config.split: saved} if isinstance(saved, datasets.Dataset) else saved
 
@@ -72,7 +72,7 @@ def _open_image_folder(config: DataConfig) -> Any:
     path = _local(config.path)
     if not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
         raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
-    return _builder("imagefolder", data_dir=str(path))
+    return datasets.load_dataset_builder("imagefolder", data_dir=str(path))
 
 
 def _is_on_hub(path: str) -> bool:
@@ -80,13 +80,7 @@ def _is_on_hub(path: str) -> bool:
 
 
 def _open_by_name(config: DataConfig) -> Any:
-    return _builder(str(_local(config.path)), config.name)
-
-
-def _builder(*names: str | None, **options: Any) -> Any:
-    import datasets
-
-    return datasets.load_dataset_builder(*names, **options)
+    return datasets.load_dataset_builder(str(_local(config.path)), config.name)
 
 
 SOURCES = {
@@ -150,6 +144,67 @@ def _as_source(splits: Mapping[str, Any], name: str, config: DataConfig) -> Imag
     return split if isinstance(split, ImageSource) else dataset_source(split, config, name)
 
 
+def dataset_source(dataset: Any, config: DataConfig, split: str) -> ImageSource:
+    """The images of a Hugging Face data set's split, by data.image_column and data.label.
+
+    The column is left encoded: `datasets` would turn a 16-bit PNG white and drop alpha.
+
+    Raises:
+        UserError: the image column is missing or ambiguous, or there is no such class.
+    """
+    column = image_column(dataset.features, config)
+    holds_paths = isinstance(dataset.features[column], datasets.Value)  # behind which the files may change
+    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    source = ImageSource(
+        f"{Path(config.path).name}/{split}",
+        functools.partial(_read_cell, images, column),  # which a worker that is not forked can load
+        range(len(images)),
+        None if holds_paths else images._fingerprint,
+    )
+    return source if config.label is None else source.select(_rows_with_label(dataset, config.label, config.path))
+
+
+def _read_cell(images: Any, column: str, row: int) -> Encoded:
+    return image_bytes_of(images[row][column])
+
+
+def image_bytes_of(value: Any) -> Encoded:
+    """The encoded image that a cell of an image column holds, or the file that it names."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return Path(value)
+    value = value or {}
+    return value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
+
+
+def image_column(features: Mapping[str, Any], config: DataConfig) -> str:
+    """The column that holds the images, by a data set's features: data.image_column, or the only one.
+
+    Raises:
+        UserError: there is no such column, or there are several and data.image_column is not given.
+    """
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    column = images[0] if config.image_column is None and len(images) == 1 else config.image_column
+    if column not in images and getattr(features.get(column or ""), "dtype", None) not in ("string", "binary"):
+        raise UserError(
+            f"data.image_column must name the column of the images: got {column!r}; {config.path} has "
+            f"{', '.join(features)}, and images in {', '.join(images) or 'none'}"
+        )
+    return str(column)
+
+
+def _rows_with_label(dataset: Any, label: str, path: str) -> list[int]:
+    """The rows of one class, by the name of the class."""
+    classes = {n: f.names for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+    for column, names in classes.items():
+        if label in names:
+            values = np.asarray(dataset.with_format(None)[column][:])
+            return np.flatnonzero(values == names.index(label)).tolist()
+    known = ", ".join(name for names in classes.values() for name in names)
+    raise UserError(f"data.label={label!r} is not in {path}: its classes are {known or 'none'}")
+
+
 def validation_split(splits: Collection[str], config: DataConfig) -> str | None:
     """The split to validate on, or None where a part of the training split is held out.
 
@@ -177,8 +232,6 @@ def count_to_hold_out(count: int, config: DataConfig) -> int:
 @contextmanager
 def explain_errors(config: DataConfig) -> Iterator[None]:
     """Make whatever goes wrong with a data set a UserError of one line, and keep `datasets` quiet meanwhile."""
-    import datasets
-
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:

@@ -161,4 +161,4 @@ class _LaneReader:
 
     def _images_from(self, window: Window) -> Generator[Encoded]:
         for shard, first, end in self.order.lane_from(window):
-            yield from self.shards.read_shard(shard, first, end, self.closed.wait)
+            yield from self.shards.read_shard(shard, first, end)

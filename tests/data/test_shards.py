@@ -147,8 +147,7 @@ def test_splits_and_columns_that_do_not_exist(shards: Path, tmp_path: Path) -> N
 
 def test_set_that_is_no_parquet(hub: Hub) -> None:
     hub({"train": ["hf://datasets/someone/pictures@main/train.tar"]})
-    wanted = r"'data\.path=hf://datasets/someone/pictures@refs/convert/parquet/default/train/\*\.parquet'"
-    with pytest.raises(UserError, match=rf"needs Parquet files.*the Hub converts .* try {wanted}"):
+    with pytest.raises(UserError, match=r"needs Parquet files, .* or give the Hub's conversion of the data set"):
         open_shards(config("someone/pictures"))
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFile  # type: ignore[import-untyped]
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.order import rank_share
@@ -94,14 +96,14 @@ def test_more_shards_than_lanes_and_more_lanes_than_shards(tmp_path: Path) -> No
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
     """How often each (shard, row) is read."""
     counter: Counter[tuple[int, int]] = Counter()
-    original = ParquetSource._read_once
+    original = ParquetSource.read_shard
 
     def counted(self: ParquetSource, shard: int, first: int, end: int) -> Iterator[Any]:
         for row, value in enumerate(original(self, shard, first, end), start=first):
             counter[shard, row] += 1
             yield value
 
-    monkeypatch.setattr(ParquetSource, "_read_once", counted)
+    monkeypatch.setattr(ParquetSource, "read_shard", counted)
     return counter
 
 
@@ -177,6 +179,15 @@ def test_damaged_shard_ends_the_run(tmp_path: Path) -> None:
     assert threading.active_count() == threads
 
 
+def test_shard_that_became_shorter(tmp_path: Path) -> None:
+    write_shards(tmp_path, [40])
+    stream = batches(config(tmp_path))
+    write_shards(tmp_path, [4, 36])
+    (tmp_path / "train-00000-of-00002.parquet").rename(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="cannot be read: it holds fewer rows than when the run began"):
+        seen(stream)
+
+
 def test_shard_that_is_gone(tmp_path: Path) -> None:
     write_shards(tmp_path, [40])
     stream = batches(config(tmp_path))
@@ -221,19 +232,18 @@ def test_shards_of_the_hub(on_hub: list[str], alone: list[list[int]]) -> None:
 
 
 def test_connection_that_breaks_off(on_hub: list[str], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every third row; reading continues at the row that was due."""
-    original, calls = ParquetSource._read_once, itertools.count(1)
+    """`datasets` reads again what failed."""
+    original, calls = MemoryFile.read, itertools.count(1)
 
-    def flaky(self: ParquetSource, shard: int, first: int, end: int) -> Iterator[Any]:
-        for value in original(self, shard, first, end):
-            if next(calls) % 3 == 0:
-                raise TimeoutError("the read operation timed out")
-            yield value
+    def flaky(self: Any, *args: int) -> Any:
+        if next(calls) % 3 == 0:
+            raise TimeoutError("the read operation timed out")
+        return original(self, *args)
 
+    monkeypatch.setattr(MemoryFile, "read", flaky)
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
+    assert seen(batches(config("someone/pictures"))) == alone
     stream = batches(config("someone/pictures"))
-    monkeypatch.setattr(ParquetSource, "_read_once", flaky)
-    monkeypatch.setattr("ilvr_lightning.data.shards.RETRY_SECONDS", 0.0)
-    assert seen(stream) == alone
-    monkeypatch.setattr("ilvr_lightning.data.shards.MAX_RETRIES", 0)
-    with pytest.raises(UserError, match=r"memory://.*\.parquet cannot be read: the read operation timed out"):
-        seen(batches(config("someone/pictures")))
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 1)
+    with pytest.raises(UserError, match=r"memory://.*\.parquet cannot be read: Server Disconnected"):
+        seen(stream)
