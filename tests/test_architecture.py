@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_wrong_import_would_be_found(tmp_path: Path, monkeypatch: pytest.Monke
     wrong.parent.mkdir(parents=True)
     wrong.write_text("def f() -> None:\n    from ilvr_lightning.sampling.folder import SampleFolder\n")
     assert violations([wrong]) == ["ilvr_lightning/training/module.py imports ilvr_lightning.sampling.folder"]
+
+
+def test_no_circle() -> None:
+    """Between files, too, and between imports that only type checkers or functions see."""
+    graph: dict[str, set[str]] = {}
+    for path in sources():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[module] = {name for name in imports(path) if name.startswith("ilvr_lightning.")} - {
+            module
+        }  # a package names its own modules
+    assert tuple(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_no_room_is_forgotten() -> None:

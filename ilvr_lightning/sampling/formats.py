@@ -4,14 +4,11 @@ Imports nothing heavy, because the command line reads the names of the formats.
 """
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ilvr_lightning.atomic import write_atomically
-
-if TYPE_CHECKING:
-    from ilvr_lightning.sampling.folder import SampleFolder
 
 PARQUET_ADVICE = (
     "sample.py writes no Parquet; sample PNGs, then run in Python: datasets.load_dataset_builder('imagefolder', "
@@ -20,12 +17,27 @@ PARQUET_ADVICE = (
 """How a folder of samples becomes Parquet files that hold the images and their settings."""
 
 
-def keep_png(folder: "SampleFolder") -> Path:
+class FinishedRun(Protocol):
+    """What a format sees of a SampleFolder."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+
+    @property
+    def written(self) -> Sized:
+        """The images that were written, by number."""
+
+    def images(self) -> Iterator[Path]:
+        """The files of these images, in order."""
+
+
+def keep_png(folder: FinishedRun) -> Path:
     """Nothing to pack: the PNGs and their index are the data set."""
     return folder.path
 
 
-def pack_npz(folder: "SampleFolder") -> Path:
+def pack_npz(folder: FinishedRun) -> Path:
     """Pack the images into samples_NxHxWx3.npz: arr_0 (N, H, W, 3), 8 bits, as ADM's evaluator reads it.
 
     Grey images get three equal channels. The PNGs stay.
@@ -52,5 +64,5 @@ def pack_npz(folder: "SampleFolder") -> Path:
     return packed
 
 
-FORMATS: dict[str, Callable[["SampleFolder"], Path]] = {"png": keep_png, "npz": pack_npz}
+FORMATS: dict[str, Callable[[FinishedRun], Path]] = {"png": keep_png, "npz": pack_npz}
 """The formats of --format, each with the function that packs a finished run and returns where it is."""
