@@ -17,7 +17,7 @@ from ilvr_lightning.errors import UserError, did_you_mean, first_line
 RETIRED = {
     "checkpoint.on_full_disk", "trainer.min_epochs", "trainer.min_steps", "trainer.limit_test_batches",
     "trainer.limit_predict_batches", "trainer.overfit_batches", "trainer.val_check_interval", "trainer.barebones",
-    "trainer.sync_batchnorm", "data.batch_size=auto",
+    "trainer.sync_batchnorm", "data.batch_size=auto", "data.on_broken",
 }  # fmt: skip
 """Keys of earlier versions, some of them with one value only, which are ignored with a note."""
 DEFAULTS_OF_OLD_CHECKPOINTS: dict[str, Any] = {

@@ -81,8 +81,6 @@ class DataConfig:
     """3 for colour, 1 for greyscale."""
     flip: bool = True
     """Mirror each image left to right with probability 1/2."""
-    on_broken: Literal["skip", "stop"] = "skip"
-    """What happens at an unreadable image: it is skipped and counted, or the run stops."""
     cache_mb: int = 1024
     """A data set that needs less than this (in MiB) is decoded once, into <trainer.default_root_dir>/.decoded."""
     num_workers: int | None = None
@@ -211,7 +209,7 @@ class GridConfig:
     """The grids of ILVR samples that are drawn during training."""
 
     references: tuple[str, ...] = ()
-    """Reference images: files, folders or globs. Default: the first four validation images."""
+    """Reference images, as for sample.py --ref. Default: the first four validation images."""
     factors: tuple[int, ...] = (4, 8, 16)
     """Low-pass factors N; each has a group of columns."""
     samples: int = 2

@@ -1,120 +1,75 @@
 """Small data sets are decoded once, into a file of 8-bit pixels that every rank, worker and later run maps."""
 
+import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import warnings
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
+from ilvr_lightning.atomic import write_atomically
+from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import BrokenImageError, Pixels
 
 FORMAT = 2
 """The version of the files. Any change of how images are decoded or fitted raises it."""
 
-Decode = Callable[[int], Pixels]
-"""Gives the image of a row, (H, W, C) 8-bit; raises BrokenImageError."""
+Decoded = tuple[Pixels, dict[int, str]]
+"""The images (N, H, W, C) that could be read, in the order of their rows, and what is wrong with each other row."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodedImages:
-    """The rows of a split that could be decoded."""
+def decode_once(source: ImageSource, config: DataConfig, folder: Path | None) -> Decoded:
+    """All images of a source: from a file in the folder, which the first process that asks for it writes.
 
-    pixels: Pixels
-    """(number of good rows, H, W, C) 8-bit."""
-    good: list[int]
-    """Which rows of the split they are."""
-    broken: dict[int, str]
-    """What is wrong with each of the other rows."""
-
-
-def decode_all(pixels: Pixels, decode: Decode, skip_broken: bool) -> DecodedImages:
-    """Decode a split into an array.
-
-    Args:
-        pixels: (number of rows, H, W, C) 8-bit; it is filled.
-        decode: gives the image of a row.
-        skip_broken: leave out rows that cannot be read instead of stopping.
-
-    Raises:
-        BrokenImageError: a row cannot be read, and is not to be left out.
+    The images stay in memory where there is no folder, where it cannot be written, and where a row is broken, because
+    the next run may find it mended.
     """
+    if folder is None or source.fingerprint is None:
+        return _decode_all(source, config)
+    shape = (len(source), *config.size, config.channels)
+    name = hashlib.sha256(json.dumps([FORMAT, source.fingerprint, shape]).encode()).hexdigest()[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            return _open_or_write(folder / f"{name}.npy", source, config)
+    except OSError as error:  # a full disk, or one that may not be written
+        reason = f"{folder} cannot be written ({error.strerror})"
+        warnings.warn(f"decoded images stay in memory: {reason}", stacklevel=2)
+        return _decode_all(source, config)
 
+
+def _open_or_write(path: Path, source: ImageSource, config: DataConfig) -> Decoded:
+    with contextlib.suppress(OSError, ValueError, EOFError):  # it is not there yet, or damaged
+        return np.load(path, mmap_mode="r"), {}
+    pixels, broken = _decode_all(source, config)
+    if broken:
+        return pixels, broken
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, pixels)
+
+    write_atomically(path, write, durable=True)
+    return np.load(path, mmap_mode="r"), {}
+
+
+def _decode_all(source: ImageSource, config: DataConfig) -> Decoded:
     def attempt(row: int) -> Pixels | BrokenImageError:
         try:
-            return decode(row)
+            return source.decode(row, source.image_bytes(row), config)
         except BrokenImageError as error:
             return error
 
-    good: list[int] = []
+    pixels = np.empty((len(source), *config.size, config.channels), dtype=np.uint8)
     broken: dict[int, str] = {}
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for row, result in enumerate(pool.map(attempt, range(len(pixels)))):
-            if not isinstance(result, BrokenImageError):
-                pixels[len(good)] = result
-                good.append(row)
-            elif skip_broken:
+    with ThreadPool() as pool:
+        for row, result in enumerate(pool.imap(attempt, range(len(source)))):
+            if isinstance(result, BrokenImageError):
                 broken[row] = str(result)
             else:
-                raise result
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return DecodedImages(pixels=pixels[: len(good)], good=good, broken=broken)
-
-
-def open_cache(
-    folder: Path, fingerprint: str, shape: tuple[int, int, int, int], decode: Decode, skip_broken: bool
-) -> DecodedImages:
-    """Decode a split into a file, once: the first process writes it, the others wait, and all of them map it read-only.
-
-    A split with broken rows is kept in memory, because the next run may find them mended.
-
-    Args:
-        folder: where the files are.
-        fingerprint: equal for equal rows.
-        shape: (number of rows, H, W, C).
-        decode: gives the image of a row.
-        skip_broken: leave out rows that cannot be read instead of stopping.
-
-    Raises:
-        BrokenImageError: a row cannot be read, and is not to be left out.
-        OSError: the folder cannot be written.
-    """
-    name = hashlib.sha256(json.dumps([FORMAT, fingerprint, shape]).encode()).hexdigest()[:32]
-    path, partial = folder / f"{name}.npy", folder / f".{name}.partial.npy"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
-        if _open_existing(path, shape) is None:
-            try:
-                decoded = decode_all(_allocate(partial, shape), decode, skip_broken)
-                if decoded.broken:
-                    return replace(decoded, pixels=np.array(decoded.pixels))
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-    return DecodedImages(pixels=np.load(path, mmap_mode="r"), good=list(range(shape[0])), broken={})
-
-
-def _open_existing(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """The pixels in a complete file of this shape, or None."""
-    try:
-        pixels: Pixels = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
-
-
-def _allocate(path: Path, shape: tuple[int, ...]) -> Pixels:
-    """A new array in a file whose blocks are reserved: writing to a mapped page without one would kill the process."""
-    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return pixels
+                pixels[row - len(broken)] = result
+    return pixels[: len(source) - len(broken)], broken

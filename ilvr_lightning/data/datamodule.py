@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from ilvr_lightning.config.load import from_dict
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset, collate, collate_pinned
+from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset
 from ilvr_lightning.data.images import from_tensor
 from ilvr_lightning.data.order import ShuffledOrder, WindowedOrder, rank_share
-from ilvr_lightning.data.references import Reference, References, files_source, find_images
+from ilvr_lightning.data.references import Reference, find_references
 from ilvr_lightning.data.shards import ParquetSource, open_shards
 from ilvr_lightning.data.sources import open_source
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
@@ -112,7 +111,6 @@ class ImageDataModule(pl.LightningDataModule):
         self.cache = cache
         self.train: ImageDataset | None = None
         self.validation: ImageDataset | None = None
-        self._reported: set[tuple[str, int]] = set()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data set once; every rank reads the same rows."""
@@ -122,11 +120,6 @@ class ImageDataModule(pl.LightningDataModule):
         train, validation = open_shards(self.config) if streaming else open_source(self.config, self.seed)
         self.train = ImageDataset(train, self.config, self.cache, keep=not streaming)
         self.validation = ImageDataset(validation, self.config, self.cache)
-        for part, images in (("train", self.train), ("validation", self.validation)):
-            for message in list(images.broken.values())[:5]:
-                warnings.warn(message, stacklevel=2)
-            if images.broken:
-                warnings.warn(f"{len(images.broken)} broken images skipped in {part}", stacklevel=2)
 
     @property
     def counts(self) -> str:
@@ -136,11 +129,10 @@ class ImageDataModule(pl.LightningDataModule):
         streamed = f" (streamed from {len(source.files):,} Parquet shards)" if isinstance(source, ParquetSource) else ""
         return f"{len(self.train):,} images to train on{streamed}, {len(self.validation):,} to validate on"
 
-    def references(self, patterns: Sequence[str] = ()) -> list[Reference]:
-        """Reference images for grids: those in the files named, or else the first four validation images."""
-        if patterns:
-            files = files_source(find_images(patterns, "grid.references"))
-            return list(References([files], self.config.size, self.config.channels))
+    def references(self, given: Sequence[str] = ()) -> list[Reference]:
+        """Reference images for grids: those named, as `find_references` finds them, or the first four that validate."""
+        if given:
+            return list(find_references(given, (self.config.channels, *self.config.size), flag="grid.references"))
         self.setup()
         assert self.validation is not None
         rows = range(min(4, len(self.validation)))
@@ -191,26 +183,13 @@ class ImageDataModule(pl.LightningDataModule):
         if isinstance(order, ShuffledOrder):
             return self._loader(self.train, TrainBatchSampler(order, shares, position, steps))
         assert isinstance(source, ParquetSource)
-        return StreamBatches(
-            source, order, self.config, shares, position, steps, max(1, self._workers()),
-            collate_pinned if torch.cuda.is_available() else collate,
-        )  # fmt: skip
+        return StreamBatches(source, order, self.config, shares, position, steps, max(1, self._workers()))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         assert self.validation is not None and self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         batch_size = max(1, self.config.batch_size // world_size)
         return self._loader(self.validation, ValidationSampler(len(self.validation), batch_size, rank, world_size))
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Report each row that a worker found broken once; the batch is on the CPU still, so that no device waits."""
-        part = "train" if self.trainer is not None and self.trainer.training else "validation"
-        for row in batch.pop("broken").tolist() if "broken" in batch else ():
-            if row >= 0 and (part, row) not in self._reported:
-                self._reported.add((part, row))
-                count = len(self._reported)
-                warnings.warn(f"row {row} of {part} is broken and skipped ({count} so far)", stacklevel=2)
-        return batch
 
     def _loader(self, images: ImageDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
         # A worker would be forked amid the threads of a stream.

@@ -2,102 +2,78 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.cache import decode_all, open_cache
-from ilvr_lightning.data.image_source import ImageSource, decode_image_at
-from ilvr_lightning.data.images import BrokenImageError, Pixels, to_tensor
+from ilvr_lightning.data.cache import decode_once
+from ilvr_lightning.data.image_source import ImageSource
+from ilvr_lightning.data.images import Pixels, to_tensor
 from ilvr_lightning.errors import UserError
 
 Batch = dict[str, Tensor]
-Sample = tuple[Tensor, int, int]
-"""Image (C, H, W) in [-1, 1], its index, and the row that was broken in its place or -1."""
+Sample = tuple[Tensor, int]
+"""Image (C, H, W) in [-1, 1], and its index."""
 
 PADDING_INDEX = -1
 """The index of an image that validation must not count: it fills up a rank's share or replaces a broken image."""
 
+MAX_NAMED = 5
+"""Up to so many broken images of a data set are named at the start; all of them are counted."""
+
 
 class ImageDataset(Dataset[Sample]):
-    """The images of a source, decoded and fitted; if they are few, they are kept in a file of the cache, or in memory.
+    """The images of a source, decoded and fitted.
 
-    A broken row is replaced by the next good one and named, as its split counts, by the third value of a sample; the
-    value is -1 where nothing was broken.
+    If they are few, all are decoded at the start and kept in a file of the cache, or in memory; then broken rows are
+    left out. Otherwise a broken row is replaced by the next good one.
 
     Args:
         source: the encoded images.
         config: how they are decoded.
         cache: folder for decoded images.
         keep: whether they are kept if they are few.
+
+    Raises:
+        UserError: none of the images can be read.
     """
 
     def __init__(self, source: ImageSource, config: DataConfig, cache: Path | None = None, keep: bool = True) -> None:
         self.source = source
         self.config = config
-        self.broken: dict[int, str] = {}
-        """What was wrong with the rows that were left out at the start."""
         self.decoded: Pixels | None = None
-        if keep and len(source) * config.size[0] * config.size[1] * config.channels <= config.cache_mb * 2**20:
-            self._decode_all(cache)
+        if not keep or len(source) * config.size[0] * config.size[1] * config.channels > config.cache_mb * 2**20:
+            return
+        self.decoded, broken = decode_once(source, config, cache)
+        if not len(self.decoded):
+            raise UserError(f"data.path={config.path}: no image in it can be read")
+        if broken:
+            self.source = source.select([row for row in range(len(source)) if row not in broken])
+            for message in islice(broken.values(), MAX_NAMED):
+                warnings.warn(message, stacklevel=2)
+            warnings.warn(f"{len(broken)} broken images skipped in {source.name}", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
-        """Image (C, H, W) in [-1, 1], its index (or PADDING_INDEX), and the row that was broken (or -1)."""
+        """Image (C, H, W) in [-1, 1], and its index; a negative index counts from -1 and gives PADDING_INDEX."""
         row = index if index >= 0 else -index - 1
-        pixels, broken = self._pixels(row)
-        return to_tensor(pixels), index if index >= 0 and broken < 0 else PADDING_INDEX, broken
-
-    def _pixels(self, row: int) -> tuple[Pixels, int]:
         if self.decoded is not None:
-            return self.decoded[row], -1
-        for offset in range(len(self.source)):
-            try:
-                pixels = self._decode((row + offset) % len(self.source))
-            except BrokenImageError:
-                if self.config.on_broken == "stop":
-                    raise
-                continue
-            return pixels, self.source.split_rows[row] if offset else -1
-        raise UserError(f"data.path={self.config.path}: no image in it can be read")
-
-    def _decode(self, row: int) -> Pixels:
-        return decode_image_at(self.source, row, self.source.image_bytes(row), self.config)
-
-    def _decode_all(self, folder: Path | None) -> None:
-        """Decode every image once; broken rows are left out."""
-        shape = (len(self.source), *self.config.size, self.config.channels)
-        skip = self.config.on_broken == "skip"
-        images, fingerprint = None, self.source.fingerprint
-        if folder is not None and fingerprint is not None:
-            try:
-                images = open_cache(folder, fingerprint, shape, self._decode, skip)
-            except OSError as error:  # a full disk, or one that may not be written
-                reason = f"{folder} cannot be written ({error.strerror})"
-                warnings.warn(f"decoded images stay in memory: {reason}", stacklevel=2)
-        if images is None:
-            images = decode_all(np.empty(shape, dtype=np.uint8), self._decode, skip)
-        if not images.good:
-            raise UserError(f"data.path={self.config.path}: no image in it can be read")
-        self.decoded, self.broken = images.pixels, images.broken
-        self.source = self.source.select(images.good)
+            return to_tensor(self.decoded[row]), max(index, PADDING_INDEX)
+        rows = (other % len(self) for other in range(row, row + len(self)))
+        pixels, found = self.source.decode_first(((r, self.source.image_bytes(r)) for r in rows), self.config)
+        return to_tensor(pixels), index if found == index else PADDING_INDEX
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """image (B, C, H, W) float32, index (B,), broken (B,)."""
-    images, indices, broken = zip(*samples, strict=True)
-    return {"image": torch.stack(images), "index": torch.tensor(indices), "broken": torch.tensor(broken)}
-
-
-def collate_pinned(samples: Sequence[Sample]) -> Batch:
-    """The same in memory that a GPU copies from."""
-    return {name: value.pin_memory() for name, value in collate(samples).items()}
+    """image (B, C, H, W) float32, index (B,)."""
+    images, indices = zip(*samples, strict=True)
+    return {"image": torch.stack(images), "index": torch.tensor(indices)}
 
 
 class ImageBatches(Dataset[Batch]):

@@ -66,8 +66,7 @@ def open_image(source: Path | bytes) -> Iterator[Image.Image]:
         source: a file, or its bytes.
 
     Raises:
-        BrokenImageError: the image cannot be decoded, or has too many pixels.
-        FileNotFoundError: there is no such file.
+        BrokenImageError: there is no such file, the image cannot be decoded, or it has too many pixels.
     """
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
@@ -77,7 +76,7 @@ def open_image(source: Path | bytes) -> Iterator[Image.Image]:
             image.load()
             _turn_upright(image)
             yield image
-    except (FileNotFoundError, UserError):
+    except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise anything from struct.error to IndexError on damaged files
         name = "an image" if isinstance(source, bytes) else str(source)
@@ -121,8 +120,7 @@ def read_image(source: Path | bytes, channels: int = 3) -> Image.Image:
         channels: 3 or 1.
 
     Raises:
-        BrokenImageError: the image cannot be decoded.
-        FileNotFoundError: there is no such file.
+        BrokenImageError: there is no such file, or the image cannot be decoded.
     """
     with open_image(source) as image:
         return convert(image, channels)
@@ -159,20 +157,23 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8))
 
 
-def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
-    """Resize with antialias to (height, width): cover and crop to the centre, or fit inside white margins."""
+def fit_image(
+    image: Image.Image,
+    size: tuple[int, int],
+    fit: Fit = "crop",
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+    margin: str = "white",
+) -> Image.Image:
+    """Resize with antialias to (height, width): cover and crop to the centre, or fit inside margins."""
     width_height = (size[1], size[0])
     if fit == "crop":
-        return ImageOps.fit(image, width_height, Image.Resampling.LANCZOS)
-    return ImageOps.pad(image, width_height, Image.Resampling.LANCZOS, color="white")
+        return ImageOps.fit(image, width_height, resampling)
+    return ImageOps.pad(image, width_height, resampling, color=margin)
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
     """Fit a mask as its image is fitted, but without overshoot, and with black margins: they belong to no image."""
-    width_height = (size[1], size[0])
-    if fit == "crop":
-        return ImageOps.fit(mask, width_height, Image.Resampling.BILINEAR)
-    return ImageOps.pad(mask, width_height, Image.Resampling.BILINEAR, color="black")
+    return fit_image(mask, size, fit, Image.Resampling.BILINEAR, "black")
 
 
 def to_pixels(image: Image.Image) -> Pixels:

@@ -3,24 +3,20 @@
 import functools
 import glob
 import re
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 from PIL import Image
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.fitting import Reference, fit_reference, masks_of, to_mask, with_mask
-from ilvr_lightning.data.image_source import Encoded
+from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Fit, open_image
-from ilvr_lightning.data.sources import open_split
 from ilvr_lightning.errors import UserError
 
-__all__ = ["Reference", "References", "find_images", "find_references", "masks_of"]
+__all__ = ["Place", "Reference", "References", "find_images", "find_references", "masks_of"]
 
 EAGER_LIMIT = 1000
 """Up to so many references are read and checked at the start of a run; more of them are read when they are needed."""
@@ -29,28 +25,13 @@ CACHE_SIZE = 32
 """So many fitted references are kept in memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReferenceSource:
-    """Images that references can be read from, such as a folder or a split of a data set."""
+class Place(NamedTuple):
+    """Where a reference is read from."""
 
-    count: int
-    """Number of images; the functions take numbers from 0 to count - 1."""
-    name: Callable[[int], str]
-    """Gives the name of a reference, which begins the names of its samples' files."""
-    label: Callable[[int], str]
-    """Gives what a message calls the reference."""
-    content: Callable[[int], Encoded]
-    """Gives the encoded image, or the file that holds it."""
-
-
-def files_source(paths: Sequence[Path]) -> ReferenceSource:
-    """References in files, named by them without their endings."""
-    return ReferenceSource(
-        count=len(paths),
-        name=lambda index: paths[index].stem,
-        label=lambda index: str(paths[index]),
-        content=lambda index: paths[index],
-    )
+    name: str
+    """The name of the reference, which begins the names of its samples' files."""
+    source: ImageSource
+    row: int
 
 
 class References(Sequence[Reference]):
@@ -61,7 +42,7 @@ class References(Sequence[Reference]):
     written twice to the same file, which is harmless.
 
     Args:
-        sources: the images.
+        places: where they are.
         size: height and width that they are fitted to.
         channels: 3 or 1.
         fit: crop to the centre, or pad with white margins.
@@ -74,33 +55,30 @@ class References(Sequence[Reference]):
 
     def __init__(
         self,
-        sources: Sequence[ReferenceSource] = (),
+        places: Sequence[Place] = (),
         size: tuple[int, int] = (1, 1),
         channels: int = 3,
         fit: Fit = "crop",
         masks: Sequence[Path] = (),
     ) -> None:
-        self._sources = list(sources)
-        self._ends = [0, *accumulate(source.count for source in sources)]
-        self._size, self._channels, self._fit, self._masks = size, channels, fit, list(masks)
+        for place in places:
+            _check_name(place.name)
+        if len(masks) not in (0, 1, len(places)):
+            raise UserError(
+                f"--mask: got {len(masks)} masks for {len(places)} references; give one for all, or one for each"
+            )
+        self._places, self._size, self._channels, self._fit, self._masks = places, size, channels, fit, masks
         self._cached = functools.lru_cache(CACHE_SIZE)(self._read)
         self._cached_mask = functools.lru_cache(1)(_read_mask)
-        total = self._ends[-1]
-        for source in sources:
-            for index in range(source.count):
-                _check_name(source.name(index))
-        if len(masks) not in (0, 1, total):
-            raise UserError(f"--mask: got {len(masks)} masks for {total} references; give one for all, or one for each")
-        self.all_validated = total <= EAGER_LIMIT
+        self.all_validated = len(places) <= EAGER_LIMIT
         """Whether all references were read at the start."""
-        self._indices: Sequence[int] = range(total)
+        self._indices: Sequence[int] = range(len(places))
         if self.all_validated:
             first: dict[object, int] = {}
-            for index in range(total):
+            for index in self._indices:
                 first.setdefault(self._cached(index).key, index)
             self._indices = list(first.values())
-        uses = Counter(map(self.name, range(len(self))))
-        self._ambiguous = {name for name, count in uses.items() if count > 1}
+        self._uses = Counter(map(self.name, range(len(self))))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -123,27 +101,20 @@ class References(Sequence[Reference]):
 
     def name(self, index: int) -> str:
         """The name of a reference, which is not read for it."""
-        source, row = self._place(self._indices[index])
-        return source.name(row)
+        return self._places[self._indices[index]].name
 
     def name_is_ambiguous(self, index: int) -> bool:
         """Whether another reference has the same name; none is read for it."""
-        return self.name(index) in self._ambiguous
-
-    def _place(self, index: int) -> tuple[ReferenceSource, int]:
-        number = bisect_right(self._ends, index) - 1
-        return self._sources[number], index - self._ends[number]
+        return self._uses[self.name(index)] > 1
 
     def _read(self, index: int) -> Reference:
-        source, row = self._place(index)
-        content = source.content(row)
+        name, source, row = self._places[index]
+        content = source.image_bytes(row)
         try:
             with open_image(content) as image:
-                reference = fit_reference(source.name(row), image, self._size, self._channels, self._fit)
-        except FileNotFoundError:
-            raise BrokenImageError(f"{source.label(row)} no longer exists") from None
+                reference = fit_reference(name, image, self._size, self._channels, self._fit)
         except BrokenImageError as error:
-            where = f"{source.label(row)}: " if isinstance(content, bytes) else ""
+            where = f"row {source.split_rows[row]} of {source.name}: " if isinstance(content, bytes) else ""
             raise BrokenImageError(f"{where}{error}") from None
         if not self._masks:
             return reference
@@ -213,29 +184,28 @@ def find_references(
         UserError: a path does not exist, a file is not an image, or the number of masks is another one.
     """
     channels, height, width = shape
-    sources: list[ReferenceSource] = []
+    places: list[Place] = []
     for pattern in given:
         match = DATASET_REFERENCE.fullmatch(pattern)
         if match and not Path(pattern).exists():
-            sources.append(_dataset_source(match, flag))
+            places += _places_in_dataset(match, flag)
         else:
-            sources.append(files_source(find_images([pattern], flag)))
-    paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
-    return References(sources, (height, width), channels, fit, paths)
+            paths = find_images([pattern], flag)
+            files = ImageSource("files", paths.__getitem__, range(len(paths)))
+            places += [Place(path.stem, files, row) for row, path in enumerate(paths)]
+    mask_paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
+    return References(places, (height, width), channels, fit, mask_paths)
 
 
-def _dataset_source(match: re.Match[str], flag: str) -> ReferenceSource:
-    path, split = match["path"], match["split"]
+def _places_in_dataset(match: re.Match[str], flag: str) -> list[Place]:
+    from ilvr_lightning.data.sources import open_split  # which imports `datasets`
+
+    split = match["split"]
     try:
-        images = open_split(DataConfig(path=path, split=split))
+        images = open_split(DataConfig(path=match["path"], split=split))
     except ValueError as error:
         raise UserError(f"{flag} {match[0]}: {error}") from None
-    first, end = int(match["first"] or 0), min(int(match["last"] or len(images)), len(images))
-    if first >= end:
+    rows = range(len(images))[int(match["first"] or 0) : int(match["last"] or len(images))]
+    if not rows:
         raise UserError(f"{flag} {match[0]}: it holds {len(images)} images, and the range asked for is empty")
-    return ReferenceSource(
-        count=end - first,
-        name=lambda index: f"{split}_{first + index}",
-        label=lambda index: f"{path}:{split}[{first + index}:{first + index + 1}]",
-        content=lambda index: images.image_bytes(first + index),
-    )
+    return [Place(f"{split}_{row}", images, row) for row in rows]

@@ -1,17 +1,19 @@
 """Where training images come from: every kind of place that data.path may name is an entry of SOURCES."""
 
+import functools
 import glob
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.image_source import ImageSource, dataset_source
+from ilvr_lightning.data.image_source import Encoded, ImageSource
 from ilvr_lightning.data.images import SUFFIXES
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError, first_line
@@ -32,10 +34,10 @@ class SourceKind:
 
     matches: Callable[[str], bool]
     """Whether data.path names such a place."""
-    open: Callable[[DataConfig], Mapping[str, Any]]
-    """The splits of a data set by name, each an ImageSource or a `datasets.Dataset`."""
-    files: Callable[[DataConfig], Mapping[str, Sequence[str]]] = lambda config: {}
-    """The files of each split, which data.streaming=true reads if they are Parquet."""
+    open: Callable[[DataConfig], Any]
+    """A `datasets.DatasetBuilder`, or the splits by name: each an ImageSource or a `datasets.Dataset`.
+
+    data.streaming=true reads the files of a builder, if they are Parquet."""
 
 
 def _local(path: str) -> Path:
@@ -46,27 +48,18 @@ def _is_files(path: str) -> bool:
     return "://" in path or glob.has_magic(path) or _local(path).is_file()
 
 
-def _files(config: DataConfig) -> Mapping[str, Sequence[str]]:
-    if "://" in config.path:
-        return _builder_files("parquet", data_files=config.path)
-    return {"train": sorted(glob.glob(str(_local(config.path)), recursive=True))}
-
-
-def _open_files(config: DataConfig) -> Mapping[str, Any]:
-    files = _files(config)
-    endings = {Path(file).suffix for split in files.values() for file in split}
-    if len(endings) != 1 or not endings <= set(TABLES):
+def _open_files(config: DataConfig) -> Any:
+    path = config.path if "://" in config.path else str(_local(config.path))
+    if (ending := Path(path).suffix) not in TABLES:
         raise UserError(f"data.path={config.path}: give Parquet or Arrow files, a folder, or a data set's name")
-    return _load(endings.pop()[1:], data_files=files)
+    return datasets.load_dataset_builder(ending[1:], data_files=path)
 
 
 def _is_saved(path: str) -> bool:
     return any((_local(path) / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
-def _open_saved(config: DataConfig) -> Mapping[str, Any]:
-    import datasets
-
+def _open_saved(config: DataConfig) -> Any:
     saved = datasets.load_from_disk(str(_local(config.path)))
     return {config.split: saved} if isinstance(saved, datasets.Dataset) else saved
 
@@ -75,44 +68,27 @@ def _is_dataset_folder(path: str) -> bool:
     return any(file.suffix in TABLES for file in _local(path).rglob("*"))
 
 
-def _open_image_folder(config: DataConfig) -> Mapping[str, Any]:
+def _open_image_folder(config: DataConfig) -> Any:
     path = _local(config.path)
     if not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
         raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
-    return _load("imagefolder", data_dir=str(path))
+    return datasets.load_dataset_builder("imagefolder", data_dir=str(path))
 
 
 def _is_on_hub(path: str) -> bool:
     return HUB_NAME.fullmatch(path) is not None and Path(path).suffix not in (*TABLES, *SUFFIXES)
 
 
-def _load(*names: str | None, **options: Any) -> Mapping[str, Any]:
-    import datasets
-
-    splits: Mapping[str, Any] = datasets.load_dataset(*names, **options)
-    return splits
-
-
-def _builder_files(*names: str | None, **options: Any) -> Mapping[str, Sequence[str]]:
-    import datasets
-
-    return datasets.load_dataset_builder(*names, **options).config.data_files or {}
+def _open_by_name(config: DataConfig) -> Any:
+    return datasets.load_dataset_builder(str(_local(config.path)), config.name)
 
 
 SOURCES = {
-    "Hub": SourceKind(
-        matches=_is_on_hub,
-        open=lambda config: _load(config.path, config.name),
-        files=lambda config: _builder_files(config.path, config.name),
-    ),
+    "Hub": SourceKind(matches=_is_on_hub, open=_open_by_name),
     "image folder": SourceKind(matches=lambda path: _local(path).is_dir(), open=_open_image_folder),
-    "data set folder": SourceKind(
-        matches=_is_dataset_folder,
-        open=lambda config: _load(str(_local(config.path)), config.name),
-        files=lambda config: _builder_files(str(_local(config.path)), config.name),
-    ),
+    "data set folder": SourceKind(matches=_is_dataset_folder, open=_open_by_name),
     "saved data set": SourceKind(matches=_is_saved, open=_open_saved),
-    "files": SourceKind(matches=_is_files, open=_open_files, files=_files),
+    "files": SourceKind(matches=_is_files, open=_open_files),
 }
 """The kinds of places by name. The last one that matches a path is used, so that an added kind comes before these."""
 
@@ -135,8 +111,8 @@ def open_source(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource
     Raises:
         UserError: the data set cannot be opened, has no such split, column or class, or too few images.
     """
-    splits = _open_splits(config)
-    train, name = _as_source(splits, config.split, config), validation_split(splits, config)
+    splits, name = _open_splits(config)
+    train = _as_source(splits, config.split, config)
     if name is not None:
         return train, _as_source(splits, name, config)
     count = count_to_hold_out(len(train), config)
@@ -150,19 +126,83 @@ def open_split(config: DataConfig) -> ImageSource:
     Raises:
         UserError: the data set cannot be opened, or has no such split, column or class.
     """
-    return _as_source(_open_splits(config), config.split, config)
+    return _as_source(_open_splits(config)[0], config.split, config)
 
 
-def _open_splits(config: DataConfig) -> Mapping[str, Any]:
+def _open_splits(config: DataConfig) -> tuple[Mapping[str, Any], str | None]:
+    """All splits, and the name of the one to validate on."""
     with explain_errors(config):
         splits = locate(config).open(config)
-    validation_split(splits, config)
-    return splits
+        if not isinstance(splits, Mapping):
+            splits.download_and_prepare()
+            splits = splits.as_dataset()
+        return splits, validation_split(splits, config)
 
 
 def _as_source(splits: Mapping[str, Any], name: str, config: DataConfig) -> ImageSource:
     split = splits[name]
     return split if isinstance(split, ImageSource) else dataset_source(split, config, name)
+
+
+def dataset_source(dataset: Any, config: DataConfig, split: str) -> ImageSource:
+    """The images of a Hugging Face data set's split, by data.image_column and data.label.
+
+    The column is left encoded: `datasets` would turn a 16-bit PNG white and drop alpha.
+
+    Raises:
+        UserError: the image column is missing or ambiguous, or there is no such class.
+    """
+    column = image_column(dataset.features, config)
+    holds_paths = isinstance(dataset.features[column], datasets.Value)  # behind which the files may change
+    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    source = ImageSource(
+        f"{Path(config.path).name}/{split}",
+        functools.partial(_read_cell, images, column),  # which a worker that is not forked can load
+        range(len(images)),
+        None if holds_paths else images._fingerprint,
+    )
+    return source if config.label is None else source.select(_rows_with_label(dataset, config.label, config.path))
+
+
+def _read_cell(images: Any, column: str, row: int) -> Encoded:
+    return image_bytes_of(images[row][column])
+
+
+def image_bytes_of(value: Any) -> Encoded:
+    """The encoded image that a cell of an image column holds, or the file that it names."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return Path(value)
+    value = value or {}
+    return value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
+
+
+def image_column(features: Mapping[str, Any], config: DataConfig) -> str:
+    """The column that holds the images, by a data set's features: data.image_column, or the only one.
+
+    Raises:
+        UserError: there is no such column, or there are several and data.image_column is not given.
+    """
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    column = images[0] if config.image_column is None and len(images) == 1 else config.image_column
+    if column not in images and getattr(features.get(column or ""), "dtype", None) not in ("string", "binary"):
+        raise UserError(
+            f"data.image_column must name the column of the images: got {column!r}; {config.path} has "
+            f"{', '.join(features)}, and images in {', '.join(images) or 'none'}"
+        )
+    return str(column)
+
+
+def _rows_with_label(dataset: Any, label: str, path: str) -> list[int]:
+    """The rows of one class, by the name of the class."""
+    classes = {n: f.names for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+    for column, names in classes.items():
+        if label in names:
+            values = np.asarray(dataset.with_format(None)[column][:])
+            return np.flatnonzero(values == names.index(label)).tolist()
+    known = ", ".join(name for names in classes.values() for name in names)
+    raise UserError(f"data.label={label!r} is not in {path}: its classes are {known or 'none'}")
 
 
 def validation_split(splits: Collection[str], config: DataConfig) -> str | None:
@@ -192,8 +232,6 @@ def count_to_hold_out(count: int, config: DataConfig) -> int:
 @contextmanager
 def explain_errors(config: DataConfig) -> Iterator[None]:
     """Make whatever goes wrong with a data set a UserError of one line, and keep `datasets` quiet meanwhile."""
-    import datasets
-
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:

@@ -5,34 +5,31 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from itertools import islice
 
+import torch
+
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.dataset import Batch, Sample
-from ilvr_lightning.data.image_source import Encoded, decode_image_at
-from ilvr_lightning.data.images import BrokenImageError, to_tensor
+from ilvr_lightning.data.dataset import Batch, Sample, collate
+from ilvr_lightning.data.image_source import Encoded
+from ilvr_lightning.data.images import to_tensor
 from ilvr_lightning.data.order import Window, WindowedOrder
 from ilvr_lightning.data.shards import ParquetSource
-from ilvr_lightning.errors import UserError
-
-MAX_REPLACEMENT_ROWS = 64
-"""Where all rows of a window are broken, up to so many rows that follow it are tried."""
 
 MAX_LANES = 32
-"""A pass is read in up to so many parts side by side, each of which keeps a file open."""
-
-READER_THREADS = 8
-"""Up to so many threads read shards; those that decode are data.num_workers."""
+"""A pass is read in up to so many parts side by side, each of which has a thread and an open file."""
 
 PREFETCH_BATCHES = 2
 """So many micro-batches are decoded while one is trained on."""
 
+Windows = dict[Window, Future[list[Encoded]]]
+"""The encoded images of windows, or the reading of them."""
+
 
 def stream_order(shards: ParquetSource, config: DataConfig, seed: int) -> WindowedOrder:
     """The order of a data set's rows; there are never more lanes than row groups, so that two seldom read the same."""
-    lanes = min(MAX_LANES, sum(map(len, shards.group_sizes)))
-    return WindowedOrder(shards.counts, config.batch_size, lanes, config.shuffle_window, seed)
+    return WindowedOrder(shards.counts, config.batch_size, min(MAX_LANES, shards.groups), config.shuffle_window, seed)
 
 
 class StreamBatches:
@@ -49,16 +46,15 @@ class StreamBatches:
         position: the number of optimizer steps done so far.
         steps: optimizer steps of an epoch.
         threads: number of threads that decode.
-        collate: makes a batch of samples.
     """
 
     def __init__(
         self, shards: ParquetSource, order: WindowedOrder, config: DataConfig, shares: Sequence[range],
-        position: Callable[[], int], steps: int, threads: int, collate: Callable[[list[Sample]], Batch],
+        position: Callable[[], int], steps: int, threads: int,
     ) -> None:  # fmt: skip
         self.shards, self.order, self.config, self.shares = shards, order, config, shares
-        self.position, self.steps, self.threads, self.collate = position, steps, threads, collate
-        self._kept: dict[Window, Future[list[Encoded]]] = {}
+        self.position, self.steps, self.threads = position, steps, threads
+        self._windows: Windows = {}
 
     def __len__(self) -> int:
         return self.steps * len(self.shares)
@@ -66,111 +62,93 @@ class StreamBatches:
     def __iter__(self) -> Iterator[Batch]:
         first = self.position()
         lanes = sorted({index // self.order.lane_share for share in self.shares for index in share})
-        prefetching = closing(_Prefetcher(self.shards, self.order, lanes, self._kept))
-        with _decoding_threads(self.threads) as pool, prefetching as prefetcher:
+        with ExitStack() as stack:
+            pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            reader = stack.enter_context(closing(_WindowReader(self.shards, self.order, lanes, self._windows)))
             waiting: deque[list[Future[Sample]]] = deque()
             for step in range(first, first + self.steps):
-                prefetcher.advance_to(step)
+                reader.advance_to(step)
                 for share in self.shares:
                     served = [self.order.window_at(step, index) for index in share]
-                    waiting.append([pool.submit(self._decode, prefetcher.images(w), w, at) for w, at in served])
+                    waiting.append([pool.submit(self._decode, self._windows[w], w, at) for w, at in served])
                     if len(waiting) > PREFETCH_BATCHES:
-                        yield self.collate([sample.result() for sample in waiting.popleft()])
+                        yield _batch_of(waiting.popleft())
             while waiting:
-                yield self.collate([sample.result() for sample in waiting.popleft()])
+                yield _batch_of(waiting.popleft())
 
-    def _decode(self, images: Future[list[Encoded]], window: Window, position: int) -> Sample:
-        wanted = self.order.row(window, position)
-        for row, image in self._candidates(images.result(), window, position):
-            try:
-                pixels = decode_image_at(self.shards, row, image, self.config)
-            except BrokenImageError:
-                if self.config.on_broken == "stop":
-                    raise
-                continue
-            return to_tensor(pixels), row, wanted if row != wanted else -1
-        raise UserError(f"data.path={self.config.path}: no image around row {wanted} can be read")
-
-    def _candidates(self, images: list[Encoded], window: Window, position: int) -> Iterator[tuple[int, Encoded]]:
-        """A row of a window, then the window's other rows, then those that follow in the shards."""
-        for other in (*range(position, len(images)), *range(position)):
-            yield self.order.row(window, other), images[other]
-        last = self.order.row(window, len(images) - 1)
-        for row in range(last + 1, last + 1 + MAX_REPLACEMENT_ROWS):
-            yield row % len(self.shards), self.shards.image_bytes(row % len(self.shards))
+    def _decode(self, read: Future[list[Encoded]], window: Window, position: int) -> Sample:
+        images = read.result()
+        positions = (*range(position, len(images)), *range(position))
+        candidates = ((self.order.row(window, other), images[other]) for other in positions)
+        pixels, row = self.shards.decode_first(candidates, self.config)
+        return to_tensor(pixels), row
 
 
-@contextmanager
-def _decoding_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that drop at the end what has not begun."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _batch_of(samples: Sequence[Future[Sample]]) -> Batch:
+    """The batch that they make, in memory that a GPU copies from if there is one."""
+    batch = collate([sample.result() for sample in samples])
+    return {name: value.pin_memory() for name, value in batch.items()} if torch.cuda.is_available() else batch
 
 
-class _Prefetcher:
+class _WindowReader:
     """Reads the windows of some lanes half a window ahead of the step.
 
-    Windows that are read stay in `kept` once it is closed: the next epoch begins with them.
+    Windows that are read stay in `windows` when it is closed: the next epoch begins with them.
     """
 
-    def __init__(
-        self, shards: ParquetSource, order: WindowedOrder, lanes: Sequence[int],
-        kept: dict[Window, Future[list[Encoded]]],
-    ) -> None:  # fmt: skip
-        self.order, self.kept = order, kept
-        self._windows = dict(kept)
-        kept.clear()
-        self._closed = threading.Event()
-        self._lanes = {lane: _LaneReader(shards, order, self._closed) for lane in lanes}
-        self._last: dict[int, Future[list[Encoded]]] = {}
+    def __init__(self, shards: ParquetSource, order: WindowedOrder, lanes: Sequence[int], windows: Windows) -> None:
+        self.order, self.windows = order, windows
+        self._lanes = {lane: _LaneReader(shards, order) for lane in lanes}
         self._requested_until = 0
-        self._pool = ThreadPoolExecutor(min(READER_THREADS, len(lanes)), thread_name_prefix="read")
 
     def close(self) -> None:
         """End the threads and close their files."""
-        self._closed.set()
-        self._pool.shutdown(cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.closed.set()
         for lane in self._lanes.values():
             lane.close()
-        for window, read in self._windows.items():
-            if read.done() and not read.cancelled() and read.exception() is None:
-                self.kept[window] = read
-
-    def images(self, window: Window) -> Future[list[Encoded]]:
-        """The encoded images of a window that the current step is served from."""
-        return self._windows[window]
+        for window, read in list(self.windows.items()):
+            if read.cancelled() or read.exception() is not None:
+                del self.windows[window]
 
     def advance_to(self, step: int) -> None:
         """Drop the windows that lie behind a step, and request those that it needs and those that come next."""
         first = {lane: self.order.windows(step, lane)[0] for lane in self._lanes}
-        self._windows = {w: read for w, read in self._windows.items() if w.lane in first and w >= first[w.lane]}
+        for window in [w for w in self.windows if w < first[w.lane]]:
+            del self.windows[window]
         until = step + 1 + math.ceil(self.order.window / 2 / self.order.lane_share)
         for ahead in range(max(step, self._requested_until), until):
-            for lane in self._lanes:
-                for window in self.order.windows(ahead, lane):
-                    if window not in self._windows:
-                        read = self._pool.submit(self._lanes[lane].read, window, self._last.get(lane))
-                        self._windows[window] = self._last[lane] = read
+            for number, lane in self._lanes.items():
+                for window in self.order.windows(ahead, number):
+                    if window not in self.windows:
+                        self.windows[window] = lane.request(window)
         self._requested_until = until
 
 
 class _LaneReader:
-    """Reads the windows of a lane in order, each from where the one before ended."""
+    """Reads the windows of a lane in order, in a thread of its own, each from where the one before ended."""
 
-    def __init__(self, shards: ParquetSource, order: WindowedOrder, closed: threading.Event) -> None:
-        self.shards, self.order, self.closed = shards, order, closed
+    def __init__(self, shards: ParquetSource, order: WindowedOrder) -> None:
+        self.shards, self.order = shards, order
+        self.closed = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._images: Generator[Encoded] | None = None
         self._next: Window | None = None
 
-    def read(self, window: Window, before: Future[list[Encoded]] | None) -> list[Encoded]:
-        """The images of a window, once the window before it is read."""
-        if before is not None:
-            before.exception()
+    def request(self, window: Window) -> Future[list[Encoded]]:
+        """The images of a window, once the windows before it are read."""
+        return self._thread.submit(self._read, window)
+
+    def close(self) -> None:
+        """End the thread and close the file that is open."""
+        self.closed.set()
+        self._thread.shutdown(cancel_futures=True)
+        if self._images is not None:
+            self._images.close()
+
+    def _read(self, window: Window) -> list[Encoded]:
         if self._images is None or window != self._next:
-            self.close()
             self._images = self._images_from(window)
         first, end = self.order.span(window)
         images = []
@@ -183,9 +161,4 @@ class _LaneReader:
 
     def _images_from(self, window: Window) -> Generator[Encoded]:
         for shard, first, end in self.order.lane_from(window):
-            yield from self.shards.read_shard(shard, first, end, self.closed.wait)
-
-    def close(self) -> None:
-        """Close the file that is open."""
-        if self._images is not None:
-            self._images.close()
+            yield from self.shards.read_shard(shard, first, end)

@@ -92,8 +92,6 @@ def test_files_that_are_no_images(tiny_config: Path, tmp_path: Path, capsys: pyt
         (tmp_path / name).write_text("no picture")
     settings = [str(tiny_config), f"data.path={tmp_path}", "run.name=no_images"]
     assert "no image in it can be read" in refused(capsys, *settings)
-    error = refused(capsys, *settings, "data.on_broken=stop")
-    assert "row 1 of" in error  # row 0 is held out
     error = refused(capsys, str(tiny_config), "run.name=no_images", f"grid.references=[{tmp_path / 'a.png'}]")
     assert "a.png cannot be read as an image" in error
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import datasets
 import fsspec  # type: ignore[import-untyped]
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem  # type: ignore[import-untyped]
 
 from tests.support.image_sets import png, table, write_shards
 
@@ -19,17 +20,21 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     """Make every data set on the Hub have these files by split; to download one is a failure."""
 
     def make(files: dict[str, list[str]]) -> None:
-        builder = SimpleNamespace(config=SimpleNamespace(data_files=files))
+        builder = SimpleNamespace(config=SimpleNamespace(data_files=files))  # which has no download_and_prepare
         monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
-        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the data set was downloaded"))
 
     return make
 
 
 @pytest.fixture
-def on_hub(hub: Hub) -> list[str]:
+def on_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files of a data set of five shards, which the Hub lists in another order."""
     write_shards("memory://set")
+
+    def opened(self: MemoryFileSystem, path: str, *_: object, **__: object) -> MemoryFile:
+        return MemoryFile(self, path, self.store[path].getvalue())  # with a position of its own
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", opened)
     files = [f"memory://{path}" for path in fsspec.filesystem("memory").glob("/set/*.parquet")]
     hub({"train": files[::-1]})
     return files

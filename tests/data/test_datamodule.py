@@ -1,6 +1,5 @@
 """ImageDataModule: what ranks, resumed runs and other people's Trainers see."""
 
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
 from ilvr_lightning.data.datamodule import ImageDataModule, TrainBatchSampler, ValidationSampler
-from ilvr_lightning.data.dataset import Batch, collate
+from ilvr_lightning.data.dataset import Batch
 from ilvr_lightning.data.order import ShuffledOrder, rank_share
 from ilvr_lightning.errors import UserError
 from tests.support.image_sets import data_config as config
@@ -173,17 +172,6 @@ def test_references_of_grids(data: ImageDataModule, tmp_path: Path) -> None:
     assert (given.name, given.pixels.shape, int(given.pixels[0, 0, 0])) == ("a", (8, 8, 3), 99)
     with pytest.raises(UserError, match=r"grid\.references: there is no file or folder nothing\.png"):
         data.references(["nothing.png"])
-
-
-def test_each_broken_row_is_reported_once(one_broken: Path) -> None:
-    data = set_up(config(one_broken, cache_mb=0))
-    assert data.train is not None
-    batch = collate([data.train[i] for i in range(5)])
-    with pytest.warns(UserWarning, match=r"row 2 of .* is broken and skipped \(1 so far\)"):
-        assert data.on_before_batch_transfer(dict(batch), 0).keys() == {"image", "index"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        data.on_before_batch_transfer(dict(batch), 0)
 
 
 # Without the rest of the project

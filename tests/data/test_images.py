@@ -240,7 +240,7 @@ def test_what_fails_when_it_is_converted_is_broken(tmp_path: Path) -> None:
         raise LookupError("no such mode")
     with pytest.raises(UserError, match=r"^mine$"), open_image(data):
         raise UserError("mine")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(BrokenImageError, match="No such file"):
         read_image(tmp_path / "nothing.png")
 
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from ilvr_lightning.data import references as module
+from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import BrokenImageError
-from ilvr_lightning.data.references import References, files_source, find_images, find_references
+from ilvr_lightning.data.references import Place, References, find_images, find_references
 from ilvr_lightning.errors import UserError
 from tests.support.image_sets import table
 
@@ -89,13 +90,12 @@ def test_many_references_are_read_when_they_are_needed(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4), RED).save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     references = find([str(tmp_path)])
-    assert colours(References([files_source([tmp_path / "a.png"])], (4, 4))) == [RED]
     assert [references[i].name for i in (0, 2)] == ["a", "c"]
     with pytest.raises(BrokenImageError, match=r"^\S*b\.png cannot be read as an image"):
         references[1]
     references = find([str(tmp_path)])
     (tmp_path / "c.png").unlink()
-    with pytest.raises(BrokenImageError, match=r"c\.png no longer exists$"):
+    with pytest.raises(BrokenImageError, match=r"c\.png cannot be read as an image: .*No such file"):
         references[2]
 
 
@@ -142,7 +142,7 @@ def test_data_sets_that_give_no_reference(tmp_path: Path) -> None:
     values = [{"bytes": b"no image", "path": None}] * 3
     broken = datasets.Dataset.from_dict({"image": values}).cast_column("image", datasets.Image())
     broken.to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(BrokenImageError, match=r":train\[1:2\]: an image cannot be read as an image"):
+    with pytest.raises(BrokenImageError, match=r"^row 1 of .*/train: an image cannot be read as an image"):
         find([f"{tmp_path}:train[1:]"])
     with pytest.raises(UserError, match=r"^--ref \S+:train\[3:\]: it holds 3 images, and the range asked for is empty"):
         find([f"{tmp_path}:train[3:]"])
@@ -178,4 +178,4 @@ def test_masks_of_references(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x" * 201, "a\x1bb", "a\nb"])
 def test_names_that_no_file_can_have(name: str) -> None:
     with pytest.raises(UserError, match=r"--ref: the file name .* is too long, or has characters that cannot be"):
-        References([files_source([Path(f"{name}.png")])])
+        References([Place(name, ImageSource("files", lambda row: b"", [0]), 0)])

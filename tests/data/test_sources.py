@@ -71,7 +71,7 @@ def test_one_image_is_not_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "some/where/else", "missing.parquet"])
 def test_missing_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: pytest.fail("the Hub was asked"))
     with pytest.raises(UserError, match=r"data\.path=\S+: there is no such folder or file"):
         values(config(path))
 
@@ -107,7 +107,7 @@ def test_hub_errors_say_what_to_do(error: Callable[[], Exception], hint: str, mo
     def load(*_: object) -> None:
         raise error()
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     with pytest.raises(UserError, match=rf"^data\.path=x/y .*{hint}") as caught:
         values(config("x/y"))
     assert "\n" not in str(caught.value)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFile  # type: ignore[import-untyped]
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.dataset import collate
-from ilvr_lightning.data.images import BrokenImageError
 from ilvr_lightning.data.order import rank_share
 from ilvr_lightning.data.shards import ParquetSource, open_shards
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
@@ -36,7 +36,7 @@ def batches(
     rows = open_shards(settings)[0]
     order = stream_order(rows, settings, seed=3)
     shares = rank_share(order.batch_size, world_size * accumulation, rank, world_size)
-    return StreamBatches(rows, order, settings, shares, lambda: first, steps, settings.num_workers or 1, collate)
+    return StreamBatches(rows, order, settings, shares, lambda: first, steps, settings.num_workers or 1)
 
 
 def seen(stream: StreamBatches) -> list[list[int]]:
@@ -96,14 +96,14 @@ def test_more_shards_than_lanes_and_more_lanes_than_shards(tmp_path: Path) -> No
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
     """How often each (shard, row) is read."""
     counter: Counter[tuple[int, int]] = Counter()
-    original = ParquetSource._read_once
+    original = ParquetSource.read_shard
 
     def counted(self: ParquetSource, shard: int, first: int, end: int) -> Iterator[Any]:
         for row, value in enumerate(original(self, shard, first, end), start=first):
             counter[shard, row] += 1
             yield value
 
-    monkeypatch.setattr(ParquetSource, "_read_once", counted)
+    monkeypatch.setattr(ParquetSource, "read_shard", counted)
     return counter
 
 
@@ -179,6 +179,15 @@ def test_damaged_shard_ends_the_run(tmp_path: Path) -> None:
     assert threading.active_count() == threads
 
 
+def test_shard_that_became_shorter(tmp_path: Path) -> None:
+    write_shards(tmp_path, [40])
+    stream = batches(config(tmp_path))
+    write_shards(tmp_path, [4, 36])
+    (tmp_path / "train-00000-of-00002.parquet").rename(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="cannot be read: it holds fewer rows than when the run began"):
+        seen(stream)
+
+
 def test_shard_that_is_gone(tmp_path: Path) -> None:
     write_shards(tmp_path, [40])
     stream = batches(config(tmp_path))
@@ -190,30 +199,27 @@ def test_shard_that_is_gone(tmp_path: Path) -> None:
 # Broken rows
 
 
-@pytest.mark.parametrize("window", [1, 12, 4096])
+@pytest.mark.filterwarnings("ignore:row")
+@pytest.mark.parametrize("window", [12, 4096])
 def test_broken_row_is_replaced_and_named(window: int, tmp_path: Path) -> None:
     """Alike on every rank and after a resume."""
     write_shards(tmp_path, broken=[0, 9, 30])
     settings = config(tmp_path, shuffle_window=window)
     whole = batches(settings, steps=7)
-    straight = list(whole)
-    broken = {row for batch in straight for row in batch["broken"].tolist() if row >= 0}
-    assert broken == {0, 9, 30} & set(np.concatenate([whole.order.batch(step) for step in range(7)]).tolist())
+    with pytest.warns(UserWarning) as caught:
+        seen(whole)
+    broken = {0, 9, 30} & set(np.concatenate([whole.order.batch(step) for step in range(7)]).tolist())
+    assert {str(w.message).partition(" of ")[0] for w in caught} == {f"row {row}" for row in broken}
     assert not {0, 9, 30} & set(sum(seen(whole), []))
     assert seen(batches(settings, first=3, steps=4)) == seen(whole)[3:]
     ranks = [seen(batches(settings, rank, 3, steps=7)) for rank in range(3)]
     assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == seen(whole)
 
 
-def test_broken_row_can_stop_the_run(tmp_path: Path) -> None:
-    write_shards(tmp_path, broken=[9])
-    with pytest.raises(BrokenImageError, match=r"row 9 of .*/train is broken: .*data\.on_broken=skip leaves it out"):
-        seen(batches(config(tmp_path, on_broken="stop")))
-
-
+@pytest.mark.filterwarnings("ignore:row")
 def test_all_broken(tmp_path: Path) -> None:
     write_shards(tmp_path, broken=range(50))
-    with pytest.raises(UserError, match=r"no image around row \d+ can be read"):
+    with pytest.raises(UserError, match=r"data\.path=.*: no image in it can be read"):
         seen(batches(config(tmp_path)))
 
 
@@ -226,19 +232,18 @@ def test_shards_of_the_hub(on_hub: list[str], alone: list[list[int]]) -> None:
 
 
 def test_connection_that_breaks_off(on_hub: list[str], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every third row; reading continues at the row that was due."""
-    original, calls = ParquetSource._read_once, itertools.count(1)
+    """`datasets` reads again what failed."""
+    original, calls = MemoryFile.read, itertools.count(1)
 
-    def flaky(self: ParquetSource, shard: int, first: int, end: int) -> Iterator[Any]:
-        for value in original(self, shard, first, end):
-            if next(calls) % 3 == 0:
-                raise TimeoutError("the read operation timed out")
-            yield value
+    def flaky(self: Any, *args: int) -> Any:
+        if next(calls) % 3 == 0:
+            raise TimeoutError("the read operation timed out")
+        return original(self, *args)
 
+    monkeypatch.setattr(MemoryFile, "read", flaky)
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
+    assert seen(batches(config("someone/pictures"))) == alone
     stream = batches(config("someone/pictures"))
-    monkeypatch.setattr(ParquetSource, "_read_once", flaky)
-    monkeypatch.setattr("ilvr_lightning.data.shards.RETRY_SECONDS", 0.0)
-    assert seen(stream) == alone
-    monkeypatch.setattr("ilvr_lightning.data.shards.MAX_RETRIES", 0)
-    with pytest.raises(UserError, match=r"memory://.*\.parquet cannot be read: the read operation timed out"):
-        seen(batches(config("someone/pictures")))
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 1)
+    with pytest.raises(UserError, match=r"memory://.*\.parquet cannot be read: Server Disconnected"):
+        seen(stream)

@@ -248,8 +248,7 @@ MUTANTS = (
     mutant(
         "images stretched to a square", "transforms.Resize((size, size))",
         "data.images:fit_image",
-        "return ImageOps.fit(image, width_height, Image.Resampling.LANCZOS)",
-        "return image.resize(width_height, Image.Resampling.LANCZOS)",
+        "return ImageOps.fit(image, width_height, resampling)", "return image.resize(width_height, resampling)",
         "data/test_images.py::test_crop_takes_the_centre",
     ),
     mutant(

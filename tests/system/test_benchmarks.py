@@ -43,12 +43,12 @@ def test_table_of_a_trained_network(
     rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")][1:-1] for line in (real, paper, draft)}
     assert list(rows) == ["other real images", "DDPM as the paper, 10", "draft"]
     same = dict(zip(columns, rows["other real images"], strict=True))
-    assert float(same["FID"]) == pytest.approx(0, abs=0.01)
-    assert (same["energy"], same["low"], same["largest"]) == ("1.00", "0.0000", "1.0")
+    assert float(same["FD"]) == pytest.approx(0, abs=0.01)
+    assert (same["energy"], same["low"], same["worst"]) == ("1.00", "0.0000", "1.00")
     made = dict(zip(columns, rows["draft"], strict=True))
-    assert all("±" in made[name] for name in ("FID", "high", "energy", "low"))
+    assert all("±" in made[name] for name in ("FD", "high", "energy", "low"))
     assert float(made["diversity"]) > 0
-    assert float(made["s a picture"]) > 0
+    assert float(made["s per image"]) > 0
     assert len(made["spectrum"].split()) == 2  # two octaves at 8 px
 
 
@@ -120,10 +120,10 @@ def test_bound_of_a_perfect_denoiser_is_nothing_and_of_a_blind_one_is_not() -> N
     assert blind == pytest.approx(exact, rel=0.2)
 
 
-def test_table_of_recipes(
-    recipe: Path, features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_table_of_training_settings(
+    tiny_config: Path, features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments(monkeypatch, recipe, "--seconds", 0.05, "--features", features, "--images", 3, "--variant", "eps",
+    arguments(monkeypatch, tiny_config, "--seconds", 0.05, "--features", features, "--images", 3, "--variant", "eps",
               "--variant", "v", "diffusion.prediction=v")  # fmt: skip
     training_settings.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]

@@ -9,5 +9,5 @@ from tests.fuzz.run import Sandbox
 def test_by_the_real_command_line(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     sandbox.measure_idle()
-    for kind in ("images", "recipes", "checkpoints", "reproduce"):
+    for kind in ("images", "configs", "checkpoints", "reproduce"):
         assert sandbox.run(case(sandbox.valid, 0, list(KINDS).index(kind)), by_command=True).faults == ()

@@ -13,8 +13,6 @@ from tests.support.samples import Images, difference, leftovers, listed, sample_
 from tests.system.kill.runs import finish, start
 from tests.system.kill.sampling import command, differs, kill_sampling
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def checkpoint(trained: Path) -> Path:
