@@ -23,18 +23,18 @@ VARIANTS: dict[str, Settings] = {
 }
 
 
-def losses(recipe: str, starts: Settings, precision: str, steps: int, root: Path) -> list[float]:
+def losses(config: str, starts: Settings, precision: str, steps: int, root: Path) -> list[float]:
     """train/loss of each step."""
     shared = (
         f"trainer.precision={precision} trainer.accelerator=cpu trainer.log_every_n_steps=1 run.name=run resume=auto"
     )
     quiet = "trainer.enable_progress_bar=false trainer.enable_model_summary=false calibration.images=0"
     for settings in starts:
-        command = [sys.executable, "train.py", recipe, f"trainer.default_root_dir={root}", f"trainer.max_steps={steps}"]
+        command = [sys.executable, "train.py", config, f"trainer.default_root_dir={root}", f"trainer.max_steps={steps}"]
         command += [*shared.split(), *quiet.split(), "grid.every_n_epochs=0", *settings.split()]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-    folder = root / Path(recipe).stem / "run"
+    folder = root / Path(config).stem / "run"
     log = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return [event.value for event in log.Scalars("train/loss")]
 
@@ -42,7 +42,7 @@ def losses(recipe: str, starts: Settings, precision: str, steps: int, root: Path
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="configs/toon32.yaml")
+    parser.add_argument("--config", default="configs/toon32.yaml")
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args()
     print("| | precision | steps 1 to 10 | all |\n|---|---|---|---|")
@@ -50,7 +50,7 @@ def main() -> None:
         one: list[float] = []
         for name, starts in VARIANTS.items():
             with tempfile.TemporaryDirectory() as root:
-                found = losses(args.recipe, starts, precision, args.steps, Path(root))
+                found = losses(args.config, starts, precision, args.steps, Path(root))
             one = one or found
             apart = [abs(a - b) / abs(b) for a, b in zip(found, one, strict=True)]
             print(f"| {name} | {precision} | {max(apart[:10]):.1e} | {max(apart):.1e} |", flush=True)

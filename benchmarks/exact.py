@@ -2,7 +2,7 @@
 
     python -m benchmarks.exact [--quick]
 
-What is measured, and how, is in tests/support/gaussian.py. Rows whose figures are known from ilvr.md are compared.
+What is measured, and how, is in tests/support/gaussian.py. Rows whose figures are known are compared.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def print_table(title: str, data: Gaussian, rows: Mapping[str, tuple[SamplingPla
 
 
 def main() -> int:
-    """Print the tables; returns 1 where a figure is not the one known from ilvr.md."""
+    """Print the tables; returns 1 where a figure is not the known one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave the rows of 100 steps and more out")
     quick = parser.parse_args().quick

@@ -8,7 +8,7 @@ held-out images:
 
 - KD x 1000 (Binkowski et al. 2018, the unbiased estimate) and FD, in the features that `benchmarks.features` made;
 - octaves: power over theirs by octaves of the radial frequency, the finest last (below 1 blur, above 1 grain);
-- dots, stripes: power over theirs at the checkerboard of two pixels, and at stripes of two pixels;
+- checkerboard, stripes: power over theirs at the checkerboard of two pixels, and at stripes of two pixels;
 - nearest: median RMS distance in [-1, 1] to the nearest training image or its mirror image; the last row has the
   held-out images' own;
 - nearest/second: median of the distance to the nearest over that to the second nearest, and how many pictures have it
@@ -91,7 +91,11 @@ def main() -> None:
     assert data.train is not None and data.validation is not None
     train, y = images_of(data.train, len(data.train)), images_of(data.validation, args.images)
     real, rest = train[: len(y)], train[len(y) :]
-    print("| | KD x 1000 | FD | octaves | dots | stripes | nearest | nearest/second | copies |\n" + 9 * "|---" + "|")
+    print(
+        "| | KD x 1000 | FD | octaves | checkerboard | stripes | nearest | nearest/second | copies |\n"
+        + 9 * "|---"
+        + "|"
+    )
     print(row("training images", real, y, rest, features), flush=True)
     print(row("unconditional", samples(loaded, len(y), None, y), y, train, features), flush=True)
     for factor in args.factor:

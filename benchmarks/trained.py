@@ -11,7 +11,7 @@ distribution. Mean and standard deviation over the seeds of:
 - energy: of the high band, over the references' (below 1 blur, above 1 grain); worst: the largest of any image;
 - low: RMS distance of the low band from the reference's;
 - spectrum: power over that of the references, by octaves of the radial frequency, the finest last;
-- dots: the same at the checkerboard of two pixels;
+- checkerboard: the same at the checkerboard of two pixels;
 - diversity: mean pairwise RMS distance between 10 samples of one reference, over 10 references.
 
 The first row is other real images in the samples' place: the floor of the measures.
@@ -92,7 +92,7 @@ class Row:
 
     figures: dict[str, float]
     octaves: list[float]
-    dots: float
+    checkerboard: float
     distance: float | None
 
     @classmethod
@@ -100,7 +100,10 @@ class Row:
         """Samples x against their references y."""
         distance = None if features is None else frechet_distance(features_of(features, x), features_of(features, y))
         return cls(
-            figures=measure(x, y, factor), octaves=octave_ratios(x, y), dots=grain_ratios(x, y)[0], distance=distance
+            figures=measure(x, y, factor),
+            octaves=octave_ratios(x, y),
+            checkerboard=grain_ratios(x, y)[0],
+            distance=distance,
         )
 
 
@@ -118,7 +121,7 @@ def line(name: str, rows: list[Row], spread: float | None = None, seconds: float
         cell(distances, 2) if distances else "",
         *(cell([row.figures[name] for row in rows], 4 if name == "low" else 2) for name in METRICS),
         " ".join(f"{ratio:.2f}" for ratio in octaves),
-        cell([row.dots for row in rows], 1),
+        cell([row.checkerboard for row in rows], 1),
         "" if spread is None else f"{spread:.3f}",
         "" if seconds is None else f"{seconds:.3f}",
     ]
@@ -144,7 +147,7 @@ def main() -> None:
     y, hashes = torch.stack([r.tensor for r in references]), [r.sha256 for r in references]
     for factor in args.factor:
         print(f"\nN={factor}, {len(y)} references, {args.seeds} seeds")
-        columns = ["sampler, evaluations", "FD", *METRICS, "spectrum", "dots", "diversity", "s per image"]
+        columns = ["sampler, evaluations", "FD", *METRICS, "spectrum", "checkerboard", "diversity", "s per image"]
         print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
         if args.real:
             real = torch.stack([r.tensor for r in find_references(args.real, loaded.image_shape, "crop")])

@@ -303,7 +303,7 @@ class TrainerConfig:
     detect_anomaly: bool = False
     """Find the operation that produced a NaN; slow."""
     fast_dev_run: bool | int = False
-    """Run one batch, or this many, of training and validation, to see that everything works; saves nothing."""
+    """Run one batch, or this many, of training and validation, to see that everything works."""
 
     def __post_init__(self) -> None:
         for name, lowest in MINIMA.items():

@@ -30,7 +30,12 @@ def command(main: Main) -> Main:
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the encoding cannot
         try:
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 1
         except UserError as error:
             message = str(error).strip()
             if "Original Traceback" in message:  # raised in a DataLoader's worker: the last line is the message

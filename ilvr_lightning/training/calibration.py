@@ -40,7 +40,9 @@ class Calibration(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs or reached_max_steps(trainer)
-        trial = isinstance(pl_module, DDPM) and pl_module.config.trainer.limit_train_batches is not None
+        trial = isinstance(pl_module, DDPM) and (
+            trainer.fast_dev_run or pl_module.config.trainer.limit_train_batches is not None  # type: ignore[attr-defined]
+        )
         if self.images and last_epoch and not trial:
             self._calibrate(trainer, pl_module)
 

@@ -358,7 +358,7 @@ def test_start_from_begins_with_the_noised_reference() -> None:
 
     plan = make_plan(sampler="dpmpp_2m", num_steps=10, spacing="logsnr", start_from=700, factor=4)
     generate(denoise, SCHEDULE, plan, seeds=[0], shape=SHAPE, reference=y, x_T=x_T)
-    assert [t for t, _ in seen] == [700, 580, 439, 282, 148, 68, 29, 11, 4, 1]  # ilvr.md
+    assert [t for t, _ in seen] == [700, 580, 439, 282, 148, 68, 29, 11, 4, 1]  # known
     expected = math.sqrt(A[700]) * y + math.sqrt(1 - A[700]) * x_T
     torch.testing.assert_close(seen[0][1], expected, rtol=0, atol=1e-12)
     assert SamplingPlan.preset("paper", start_from=30).resolved(1000).num_steps == 30

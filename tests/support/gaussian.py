@@ -143,7 +143,7 @@ def _normalised(covariance: Tensor) -> Tensor:
 
 
 def spectrum_1d(length: int = 64, power: float = 2.0) -> Gaussian:
-    """Diagonal in the DCT: eigenvalues 1 / (1 + k)^power (ilvr.md)."""
+    """Diagonal in the DCT: eigenvalues 1 / (1 + k)^power."""
     basis = dct_basis(length)
     values = 1 / (1 + torch.arange(length, dtype=torch.float64)) ** power
     return Gaussian((1, length), _normalised(basis.mT @ torch.diag(values) @ basis))
@@ -217,7 +217,7 @@ TABLE: dict[str, tuple[SamplingPlan, Figures]] = {
     "2M 10 log-SNR, kappa 0.75": (solver(10, **KAPPA), (0.0011, 0.0012, None, None)),
     "2M 20 log-SNR, kappa 0.75": (solver(20, **KAPPA), (0.0003, 0.0003, None, None)),
 }
-"""Rows of ilvr.md in one dimension: W2 at N=4 and 8, Frechet at N=4 and 8. Its bicubic row is the shift; ours, the
+"""Known rows in one dimension: W2 at N=4 and 8, Frechet at N=4 and 8. Its bicubic row is the shift; ours, the
 replacement after the step, is given in its text."""
 
 TABLE_2D: dict[str, tuple[SamplingPlan, Figures]] = {

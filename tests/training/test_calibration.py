@@ -232,8 +232,9 @@ def test_a_failed_calibration_loses_nothing(train_run: Callable[..., Path], monk
     assert not loaded.description.octave_gains
 
 
-def test_a_trial_run_is_not_calibrated(train_run: Callable[..., Path]) -> None:
-    folder = train_run("trial", "calibration.images=3", "trainer.limit_train_batches=2")
+@pytest.mark.parametrize("setting", ["limit_train_batches=2", "fast_dev_run=true"])
+def test_a_trial_run_is_not_calibrated(setting: str, train_run: Callable[..., Path]) -> None:
+    folder = train_run("trial", "calibration.images=3", f"trainer.{setting}")
     assert not load_denoiser(folder / "checkpoints" / "last.ckpt", say=None).description.octave_gains
 
 
