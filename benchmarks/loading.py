@@ -51,7 +51,7 @@ def published_state() -> dict[str, Tensor]:
     """Random weights under the published files' names."""
     ours = UNet(PUBLISHED, (256, 256)).state_dict()
     state = {}
-    for name, (theirs,) in adm.parameter_names(ours, PUBLISHED).items():
+    for name, (theirs,) in adm.FAMILY.names(ours, PUBLISHED).items():
         value = torch.randn(ours[name].shape)
         state[theirs] = value[..., None] if re.search(r"(qkv|proj_out)\.weight$", theirs) else value
     return state

@@ -41,7 +41,7 @@ def make_parser() -> Parser:
         each.add_argument("checkpoint", type=Path, metavar="PATH", help="a checkpoint, as a file or a folder")
         add_override(each)
     out.add_argument("--to", choices=tuple(formats), required=True,
-                     help="; ".join(f"{name}: {format.writes}" for name, format in formats.items()))  # fmt: skip
+                     help="; ".join(f"{name}: {family.writes}" for name, family in formats.items()))  # fmt: skip
     out.add_argument("out", type=Path, metavar="OUT", help="the file or folder to write; it must not exist")
     out.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGES",
                      help="set the presets' octave_gains on held-out images of the training domain, given as for "
@@ -70,21 +70,20 @@ def inspect(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Convert a checkpoint."""
-    from ilvr_lightning.checkpoints.export import check_target, note_on_reading
+    from ilvr_lightning.checkpoints.export import check_target
     from ilvr_lightning.checkpoints.export import export as write
     from ilvr_lightning.checkpoints.load import load_denoiser
 
     check_target(args.out)
-    if args.calibrate and not export_formats()[args.to].keeps_gains:
-        keeping = [name for name, format in export_formats().items() if format.keeps_gains]
-        raise UserError(f"--calibrate is for --to {' or '.join(keeping)}; {args.to} cannot hold octave_gains")
+    if args.calibrate and args.to != "safetensors":
+        raise UserError(f"--calibrate is for --to safetensors; {args.to} cannot hold octave_gains")
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     if args.calibrate:
         _calibrate(loaded, args.calibrate)
     for path in write(loaded, args.to, args.out, args.half):
         print(f"wrote        {path}")
-    if (note := note_on_reading(loaded, args.to)) is not None:
-        print(f"note         {note}")
+    if overrides := export_formats()[args.to].overrides_for(loaded.description, loaded.network.state_dict()):
+        print("note         read it with", *(f"--override {name}={value}" for name, value in overrides.items()))
     return 0
 
 

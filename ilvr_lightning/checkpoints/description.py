@@ -109,35 +109,24 @@ class Overrides:
         Raises:
             UserError: the given settings make none.
         """
-        name, known = self.given.get("noise_schedule", "linear"), ("linear", "cosine")
-        if name not in known:
-            raise UserError(f"override noise_schedule: must be {' or '.join(known)}: got {name!r}")
+        schedule = self.get("noise_schedule", "linear", "the published default")
+        if schedule not in ("linear", "cosine"):
+            raise UserError(f"override noise_schedule: must be linear or cosine: got {schedule!r}")
+        T = self.get("diffusion_steps", 1000, "the published default")
         try:
-            return DiffusionConfig(
-                schedule=self.get("noise_schedule", "linear", "the published default"),
-                num_timesteps=self.get("diffusion_steps", 1000, "the published default"),
-                prediction=prediction,
-            )
+            return DiffusionConfig(schedule=schedule, num_timesteps=T, prediction=prediction)
         except ValueError as error:
-            raise UserError(f"override noise_schedule or diffusion_steps: {error}") from None
+            raise UserError(f"override diffusion_steps: {error}") from None
 
     def image_size(self, channel_mult: tuple[int, ...], attention_levels: list[int]) -> int:
-        """The image size in pixels: the published one for these multipliers, or else as if attention began at 16 px.
-
-        Raises:
-            UserError: the levels do not divide the given size.
-        """
+        """The image size in pixels: the published one for these multipliers, or else as if attention began at 16 px."""
         if channel_mult in FULL_SIZES:
             size, reason = FULL_SIZES[channel_mult], f"the published size for channel_mult {_written(channel_mult)}"
         else:
             first = min(attention_levels, default=len(channel_mult) - 1)
             size = min(max(16 << first, 2 ** (len(channel_mult) - 1)), MAX_SIDE)
             reason = "a guess, as if attention began at 16 px; override it if it is wrong"
-        size = self.get("image_size", size, reason)
-        multiple = 2 ** (len(channel_mult) - 1)
-        if size < 1 or size % multiple or size > MAX_SIDE:
-            raise UserError(f"override image_size: must be a multiple of {multiple}, up to {MAX_SIDE}: got {size}")
-        return int(size)
+        return int(self.get("image_size", size, reason))
 
 
 def attention_widths(model: UNetConfig, image_height: int) -> set[int]:
@@ -157,18 +146,6 @@ def multipliers(widths: list[int], channels: int) -> tuple[int, ...]:
             f"a network with levels of {widths} channels does not load: they must be multiples of {channels}"
         )
     return tuple(width // channels for width in widths)
-
-
-def model_config(**settings: Any) -> UNetConfig:
-    """A UNetConfig from the numbers of a file or of a user.
-
-    Raises:
-        UserError: they make none.
-    """
-    try:
-        return UNetConfig(**settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the checkpoint's hyper-parameters make no network: {error}") from None
 
 
 def add_override(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -31,21 +31,16 @@ def export(loaded: LoadedDenoiser, to: str, out: Path, half: bool = False) -> li
         UserError: the format cannot express this network, or out exists or cannot be written.
     """
     check_target(out)
-    format = export_formats()[to]
-    if reason := format.refusal(loaded.description):
-        raise UserError(f"--to {to}: {reason}; --to safetensors holds everything")
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.to(dtype) for name, value in loaded.network.state_dict().items()}
     if half and not all(value.isfinite().all() for value in weights.values()):
         raise UserError("--half: a weight is beyond the range of float16; export without --half")
-    files = format.files(loaded.description, weights, out)
+    try:
+        files = export_formats()[to].exported_files(loaded.description, weights, out)
+    except UserError as error:
+        raise UserError(f"--to {to}: {error}; --to safetensors holds everything") from None
     _write(files, out)
     return list(files)
-
-
-def note_on_reading(loaded: LoadedDenoiser, to: str) -> str | None:
-    """What must be known to read an exported file as the same network; None if nothing."""
-    return export_formats()[to].note(loaded.description, loaded.network.state_dict())
 
 
 def check_target(out: Path) -> None:
@@ -56,7 +51,7 @@ def check_target(out: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise UserError(f"{out} cannot be written: {_reason(error)}") from None
+        raise _cannot_write(out, error) from None
     if taken:
         raise UserError(f"{out} already exists; give another name")
 
@@ -76,11 +71,11 @@ def _write(files: dict[Path, FileContent], out: Path) -> None:
                 _write_file(partial, content)
             os.replace(Path(temporary) / out.name, out)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise UserError(f"{out} cannot be written: {_reason(error)}") from None
+        raise _cannot_write(out, error) from None
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error, 120)
+def _cannot_write(out: Path, error: Exception) -> UserError:
+    return UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or first_line(error, 120)}")
 
 
 def _write_file(path: Path, content: FileContent) -> None:

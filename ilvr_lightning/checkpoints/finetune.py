@@ -3,26 +3,28 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from ilvr_lightning.checkpoints.description import ModelDescription
 from ilvr_lightning.checkpoints.load import copy_weights, describe_weights, identify
 from ilvr_lightning.config.schema import DiffusionConfig
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.blocks import Attention
-from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
 
 MAY_DIFFER = ("dropout", "attention_resolutions", "num_heads", "num_head_channels", "learn_sigma")
 """These settings of a network need not be those of the checkpoint, or are compared by their effect."""
 
-ADM_FLAG_NAMES = {
-    "timestep_scale": "rescale_timesteps",
-    "schedule": "noise_schedule",
-    "num_timesteps": "diffusion_steps",
+HEADS = {"num_head_channels", "num_heads"}
+"""These settings say together how many attention heads there are."""
+
+CONFIG_NAMES = {
+    "rescale_timesteps": "timestep_scale",
+    "noise_schedule": "schedule",
+    "diffusion_steps": "num_timesteps",
 }
-"""The names of these settings in ModelDescription.assumed; other settings have one name."""
+"""The names in a config of what ModelDescription.assumed_names has under ADM's; other settings have one name."""
 
 
 def load_weights_into(
@@ -53,12 +55,20 @@ def load_weights_into(
         info = describe_weights(info.state, schedule)
     checkpoint = info.description
     empty, weights = info.empty_network()
-    notes = _notes_on_differences(network, empty, checkpoint, path)
+    unknown = {CONFIG_NAMES.get(flag, flag) for flag in checkpoint.assumed_names}
+    if unknown & HEADS:
+        unknown |= HEADS
+    differing = _differing_settings(network, empty)
+    to_give = [f"model.{name}={_in_yaml(value)}" for name, value in differing.items() if name not in unknown]
+    if empty.image_channels != network.image_channels:
+        to_give.append(f"data.channels={empty.image_channels}")
+    if to_give:
+        raise UserError(f"{path} ({checkpoint.kind}) does not fit the network; give {' '.join(to_give)}")
     remade = ""
     if network.config.learn_sigma != checkpoint.model.learn_sigma:
         if not remake_head:
             raise UserError(
-                f"{path} has model.learn_sigma={str(checkpoint.model.learn_sigma).lower()}; give that, or "
+                f"{path} has model.learn_sigma={_in_yaml(checkpoint.model.learn_sigma)}; give that, or "
                 "init_remake_head=true to keep the part of its output layer that predicts the mean"
             )
         head = "pixels.out" if network.pixels is not None else "out"
@@ -71,50 +81,26 @@ def load_weights_into(
     say(f"init_from    {path}: {checkpoint.kind}, {count:,} weights copied{remade}")
     if from_run:
         say(f"             taken from this run, since the file does not say: {', '.join(sorted(from_run))}")
-    for field in ("schedule", "num_timesteps", "betas", "prediction") if diffusion is not None else ():
-        trained, now = getattr(checkpoint.diffusion, field), getattr(diffusion, field)
-        if trained != now and ADM_FLAG_NAMES.get(field, field) not in checkpoint.assumed_names:
-            notes.append(f"it was trained with diffusion.{field}={trained}, this run has {now}")
-    for note in notes:
-        say(f"             note: {note}")
+    for name in differing:
+        default, now = _in_yaml(differing[name]), _in_yaml(getattr(network.config, name))
+        say(f"             note: its published default is model.{name}={default}, this run has {now}")
+    for name in ("schedule", "num_timesteps", "betas", "prediction") if diffusion is not None else ():
+        trained, now = getattr(checkpoint.diffusion, name), getattr(diffusion, name)
+        if trained != now and name not in unknown:
+            say(f"             note: it was trained with diffusion.{name}={trained}, this run has {now}")
 
 
-def _notes_on_differences(network: UNet, empty: UNet, checkpoint: ModelDescription, path: str | Path) -> list[str]:
-    """Notes on differences between a run's network and a checkpoint's in what the file does not contain.
-
-    Raises:
-        UserError: they differ in what it contains, apart from the output layer.
-    """
-    run, model, assumed = network.config, checkpoint.model, checkpoint.assumed_names
-    differing = {
-        f.name: getattr(model, f.name)
-        for f in dataclasses.fields(UNetConfig)
-        if f.name not in MAY_DIFFER and getattr(model, f.name) != getattr(run, f.name)
-    }
-    notes = [
-        f"its published default is model.{name}={_in_yaml(differing.pop(name))}, this run has "
-        f"{_in_yaml(getattr(run, name))}"
-        for name in list(differing)
-        if ADM_FLAG_NAMES.get(name, name) in assumed
-    ]
-    if differing.keys().isdisjoint({"channels", "channel_mult", "num_res_blocks"}):
-        overridable = {"num_head_channels": model.num_head_channels, "num_heads": model.num_heads}
-        heads, heads_in_checkpoint = _heads(network), _heads(empty)
-        if heads.keys() != heads_in_checkpoint.keys():
-            # The levels count, not the heights: a model may be fine-tuned at another size.
-            top, height = checkpoint.image_shape[1], network.image_size[0]
-            differing["attention_resolutions"] = tuple(r * height // top for r in model.attention_resolutions)
-        elif heads != heads_in_checkpoint and not assumed & overridable.keys():
-            differing |= overridable
-        elif heads != heads_in_checkpoint:
-            settings = " ".join(f"model.{k}={v}" for k, v in overridable.items())
-            notes.append(f"its published default is {settings}; this run's attention has other heads")
-    settings_to_give = [f"model.{k}={_in_yaml(v)}" for k, v in differing.items()]
-    if checkpoint.image_shape[0] != network.image_channels:
-        settings_to_give.append(f"data.channels={checkpoint.image_shape[0]}")
-    if settings_to_give:
-        raise UserError(f"{path} ({checkpoint.kind}) does not fit the network; give {' '.join(settings_to_give)}")
-    return notes
+def _differing_settings(run: UNet, checkpoint: UNet) -> dict[str, Any]:
+    """The settings with which a checkpoint's network does something else than a run's, by name."""
+    settings = {name: value for name, value in dataclasses.asdict(checkpoint.config).items() if name not in MAY_DIFFER}
+    heads, heads_in_checkpoint = _heads(run), _heads(checkpoint)
+    if heads.keys() != heads_in_checkpoint.keys():
+        # The levels count, not the heights: a model may be fine-tuned at another size.
+        resolutions, top, height = checkpoint.config.attention_resolutions, checkpoint.image_size[0], run.image_size[0]
+        settings["attention_resolutions"] = tuple(r * height // top for r in resolutions)
+    elif heads != heads_in_checkpoint:
+        settings |= {name: getattr(checkpoint.config, name) for name in sorted(HEADS)}
+    return {name: value for name, value in settings.items() if value != getattr(run.config, name)}
 
 
 def _heads(network: nn.Module) -> dict[str, int]:

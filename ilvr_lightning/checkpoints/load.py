@@ -1,6 +1,7 @@
 """load_denoiser(): the path of a checkpoint of any family in; a callable (x, t) -> Prediction out."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families import FAMILIES, native, what_loads
-from ilvr_lightning.checkpoints.families.family import Family
-from ilvr_lightning.checkpoints.files import READ_ERRORS, StateDict, Weights, read_weights
+from ilvr_lightning.checkpoints.families.family import Family, StateDict
+from ilvr_lightning.checkpoints.files import Weights, read_weights
 from ilvr_lightning.config.load import config_from_dict
 from ilvr_lightning.config.schema import MAX_SIDE, Config
 from ilvr_lightning.diffusion.denoiser import Denoiser
@@ -84,15 +85,23 @@ class CheckpointInfo:
         Raises:
             UserError: the file's weights do not fit the network that it describes.
         """
+        channels, height, width = self.description.image_shape
         model = self.description.model
-        with _prefix_errors(self.state.path), torch.device("meta"):
+        with _prefix_errors(self.state.path):
+            # A description of a kilobyte may call for millions of layers, which take minutes to make.
             blocks = model.num_res_blocks * len(model.channel_mult)  # on the way down, each with ten weights
             if 10 * blocks > len(self.state.tensors):
                 raise UserError(f"it describes {blocks} residual blocks, but holds {len(self.state.tensors)} weights")
-            network = make_network(self.description)
-        expected = network.state_dict()
-        names = self.family.parameter_names(expected, model, self.state.tensors)
-        return network, _renamed(self.state, expected, names)
+            if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE or channels not in (1, 3):
+                raise UserError(
+                    f"images of {channels}x{height}x{width} do not load; they have 1 or 3 channels and sides up to "
+                    f"{MAX_SIDE}"
+                )
+            with torch.device("meta"):
+                network = UNet(model, (height, width), channels)
+            expected = network.state_dict()
+            names = self.family.names(expected, model, self.state.tensors)
+            return network, _renamed(self.state.tensors, expected, names)
 
 
 def file_sha256(path: Path) -> str:
@@ -174,54 +183,39 @@ def describe_weights(state: StateDict, overrides: Mapping[str, Any] | None = Non
     )
 
 
-def make_network(description: ModelDescription) -> UNet:
-    """The network of a description.
-
-    Raises:
-        UserError: the description makes none.
-    """
-    channels, height, width = description.image_shape
-    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE or channels not in (1, 3):
-        raise UserError(f"images of {channels}x{height}x{width} do not load; they have 1 or 3 channels")
-    try:
-        return UNet(description.model, (height, width), channels)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(f"the checkpoint's hyper-parameters make no network: {error}") from None
-
-
 def _renamed(
-    state: StateDict, expected: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]]
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Tensor]:
     """A file's weights under UNet's names and in its shapes.
 
     Args:
-        state: the file's.
+        tensors: the file's weights.
         expected: a state dict of UNet.
         names: the file's names of each parameter; three where UNet stacks queries, keys and values.
 
     Raises:
         UserError: weights are missing, unexpected or of another shape; the message counts them and names the first.
     """
-    unexpected, renamed, faults = dict(state.tensors), {}, []
-    for name, parameter in expected.items():
-        shape = (len(parameter) // len(names[name]), *parameter.shape[1:])
-        parts = []
-        for part in names[name]:
-            weight = unexpected.pop(part, None)
-            if weight is None:
-                faults.append(f"{part} is missing")
-            elif weight.shape[: len(shape)] != shape or weight.numel() != parameter.numel() // len(names[name]):
-                faults.append(f"{part} is {tuple(weight.shape)}, not {shape}")
-            else:
-                parts.append(weight.reshape(shape))  # a linear layer may be written as a convolution of size 1
-        if len(parts) == len(names[name]):
-            renamed[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
-    faults += [f"{name[:100]} is unexpected" for name in unexpected]
+    shapes = {
+        part: (len(value) // len(names[name]), *value.shape[1:])
+        for name, value in expected.items()
+        for part in names[name]
+    }
+    faults = [f"{part} is missing" for part in shapes if part not in tensors]
+    for name, weight in tensors.items():
+        shape = shapes.get(name)
+        if shape is None:
+            faults.append(f"{name[:100]} is unexpected")
+        elif weight.shape[: len(shape)] != shape or weight.numel() != math.prod(shape):
+            faults.append(f"{name} is {tuple(weight.shape)}, not {shape}")
     if faults:
-        raise UserError(
-            f"{state.path} does not fit the network ({len(faults)} faults): {'; '.join(faults[:5])}"
-            + ("; ..." if len(faults) > 5 else "")
-        )
+        first = "; ".join(faults[:5]) + ("; ..." if len(faults) > 5 else "")
+        raise UserError(f"it does not fit the network ({len(faults)} faults): {first}")
+    renamed = {}
+    for name in expected:
+        # A linear layer may be written as a convolution of size 1.
+        parts = [tensors[part].reshape(shapes[part]) for part in names[name]]
+        renamed[name] = parts[0] if len(parts) == 1 else torch.cat(parts)  # a single one stays mapped
     return renamed
 
 
@@ -248,13 +242,14 @@ def copy_weights(network: UNet, weights: Mapping[str, Tensor], state: StateDict)
 
 @contextmanager
 def _prefix_errors(path: Path) -> Iterator[None]:
-    """Let errors name the file."""
+    """Make one UserError, which names the file, of whatever is raised while a file is described or fitted."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except READ_ERRORS as error:
-        raise UserError(f"{path} is a damaged checkpoint ({first_line(error, 120)})") from None
+        message = first_line(error, 1000)
+        raise UserError(message if str(path) in message else f"{path}: {message}") from None
+    except Exception as error:  # what a damaged file raises, and settings that make no network
+        raise UserError(f"{path} describes no network that loads: {first_line(error, 300)}") from None
 
 
 def read_run_config(path: Path) -> tuple[Config, int]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
-from ilvr_lightning.checkpoints.families import adm
-from ilvr_lightning.checkpoints.files import StateDict
+from ilvr_lightning.checkpoints.families.adm import FAMILY
+from ilvr_lightning.checkpoints.families.family import StateDict
 from ilvr_lightning.checkpoints.load import identify, load_denoiser
-from ilvr_lightning.config.schema import DiffusionConfig
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
@@ -23,16 +22,15 @@ SILENT = {"predict_xstart": False}
 
 
 def describe(state: dict[str, Tensor], overrides: dict[str, Any] | None = None) -> ModelDescription:
-    given = Overrides(overrides, adm.OVERRIDABLE, "adm")
-    return adm.describe(StateDict(path=Path("adm.pt"), tensors=state), given)
+    given = Overrides(overrides, FAMILY.overridable, "adm")
+    return FAMILY.describe(StateDict(path=Path("adm.pt"), tensors=state), given)
 
 
 def empty_state(config: UNetConfig, size: int) -> dict[str, Tensor]:
     """ADM's names and shapes of a network, without memory."""
     with torch.device("meta"):
         weights = UNet(config, (size, size)).state_dict()
-    description = ModelDescription(kind="", model=config, image_shape=(3, size, size), diffusion=DiffusionConfig())
-    return adm.state_dict(description, weights)
+    return FAMILY.state_dict(config, weights)
 
 
 @pytest.mark.parametrize("model", golden.MODELS)
@@ -158,4 +156,4 @@ def test_overrides_are_checked(tmp_path: Path) -> None:
     assert "noise_schedule: must be linear or cosine" in refused(path, overrides={"noise_schedule": "sqrt"})
     assert "num_heads" in refused(path, overrides={"num_heads": 5})
     assert "diffusion_steps" in refused(path, overrides={"diffusion_steps": 0})
-    assert "image_size: must be a multiple of" in refused(path, overrides={"image_size": 31})
+    assert "image_size must be a multiple of" in refused(path, overrides={"image_size": 31})

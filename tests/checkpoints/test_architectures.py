@@ -11,13 +11,13 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from ilvr_lightning.checkpoints.description import ModelDescription
-from ilvr_lightning.checkpoints.export import export, note_on_reading
+from ilvr_lightning.checkpoints.export import export
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.config.schema import DiffusionConfig
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
-from tests.support.checkpoints import assert_equal_up_to_rounding, export_target, overrides_of, random_network
+from tests.support.checkpoints import assert_equal_up_to_rounding, export_target, overrides_for, random_network
 
 
 @st.composite
@@ -139,7 +139,7 @@ def test_an_adm_file_is_read_as_it_was_with_the_printed_overrides(description: M
     with TemporaryDirectory() as folder:
         if not exported(denoiser, "adm", Path(folder)):
             return
-        overrides = overrides_of(note_on_reading(denoiser, "adm"))
+        overrides = overrides_for(denoiser, "adm")
         again = load_denoiser(export_target("adm", Path(folder)), overrides=overrides, say=None)
     x, t = torch.randn((2, *denoiser.image_shape)), torch.tensor([1, 40])
     with torch.no_grad():

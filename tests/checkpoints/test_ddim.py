@@ -11,8 +11,8 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from ilvr_lightning.checkpoints.description import Overrides
-from ilvr_lightning.checkpoints.families import ddim
-from ilvr_lightning.checkpoints.files import StateDict
+from ilvr_lightning.checkpoints.families.ddim import FAMILY
+from ilvr_lightning.checkpoints.families.family import StateDict
 from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.models.unet import UNet
 from tests.support.checkpoints import GOOGLE, assert_same_output, inputs, random_unet, refused
@@ -71,16 +71,14 @@ def test_each_difference_of_ho_et_als_network_matters(setting: str) -> None:
     """None of them shows in the shapes: without it the weights load without complaint, and the output is another."""
     unet = random_unet(GOOGLE)
     state = ddim_state(unet)
-    description = ddim.describe(
-        StateDict(path=Path("x"), tensors=state), Overrides(None, ddim.FAMILY.overridable, "ddim")
-    )
+    description = FAMILY.describe(StateDict(path=Path("x"), tensors=state), Overrides(None, FAMILY.overridable, "ddim"))
     config = description.model
     changed: dict[str, Any] = {"downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "norm_eps": 1e-2,
                                "num_heads": 4}  # fmt: skip
     outputs = []
     for model in (config, replace(config, **{setting: changed[setting]})):
         network = UNet(model, (32, 32)).eval()
-        names = ddim.parameter_names(network.state_dict(), model)
+        names = FAMILY.names(network.state_dict(), model)
         network.load_state_dict(
             {
                 name: torch.cat([state[n] for n in in_file]).reshape(network.state_dict()[name].shape)

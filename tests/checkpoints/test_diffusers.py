@@ -60,7 +60,7 @@ def test_half_precision_variant_of_a_folder(tmp_path: Path) -> None:
     loaded = load_denoiser(tmp_path, say=None)
     assert torch.equal(loaded.network.norm.weight, unet.conv_norm_out.weight.float())
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    assert "split into several files" in refused(tmp_path)
+    assert "split up (diffusion_pytorch_model.safetensors.index.json)" in refused(tmp_path)
 
 
 def test_the_hash_covers_the_settings(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_what_the_scheduler_does_and_sampling_does_not_is_noted(tmp_path: Path) 
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "['AttnUpBlock2D', 'UpBlock2D'] does"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types=['UpBlock2D'] does not load"),
         ({"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}, "CrossAttnDownBlock2D"),
-        ({"down_block_types": 3}, "no readable UNet2DModel"),
-        ({"layers_per_block": "many"}, "make no network"),
+        ({"down_block_types": 3}, "describes no network that loads: 'int' object is not"),
+        ({"layers_per_block": "many"}, "describes no network that loads"),
         ({"layers_per_block": 3}, "is missing"),
         ({"out_channels": 4}, "out_channels=4 does not load; 3 does"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups=8 does not load; 16 does"),
@@ -142,7 +142,7 @@ def test_networks_that_do_not_fit(settings: dict[str, Any], message: str, tmp_pa
         ({"_class_name": "EDMEulerScheduler"}, "is for a EDMEulerScheduler"),
         ({"num_train_timesteps": 10**12}, "up to 100,000"),
         ({"num_train_timesteps": "x"}, "up to 100,000"),
-        ({"beta_start": None}, "makes no schedule"),
+        ({"beta_start": None}, "describes no network that loads: linspace()"),
         ({"beta_schedule": "laplace"}, "beta_schedule=laplace"),
         ({"prediction_type": ["a"]}, "prediction_type"),
         ({"rescale_betas_zero_snr": True}, "zero SNR"),

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from safetensors import safe_open
 
-from ilvr_lightning.checkpoints.export import export, note_on_reading
+from ilvr_lightning.checkpoints.export import export
 from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.config.schema import DiffusionConfig
 from ilvr_lightning.errors import UserError
@@ -22,7 +22,7 @@ from tests.support.checkpoints import (
     assert_same_weights,
     export_target,
     inputs,
-    overrides_of,
+    overrides_for,
     own_checkpoint,
     random_unet,
     save_folder,
@@ -44,7 +44,7 @@ def test_own_checkpoint_out_and_in_again(kind: str, learn_sigma: bool, tmp_path:
     out = export_target(kind, tmp_path)
     files = export(loaded, kind, out)
     assert all(file.is_file() for file in files)
-    again = load_denoiser(out, overrides=overrides_of(note_on_reading(loaded, kind)), say=None)
+    again = load_denoiser(out, overrides=overrides_for(loaded, kind), say=None)
     assert again.image_shape == loaded.image_shape
     x, t = inputs(loaded.image_shape)
     with torch.no_grad():
@@ -99,11 +99,10 @@ def test_diffusers_folder_out_and_in_again_is_bit_equal(name: str, tmp_path: Pat
 # --- what must be known to read a file
 
 
-def test_only_what_the_file_would_not_say_is_printed(tmp_path: Path) -> None:
+def test_overrides_are_what_the_file_would_not_say_alone(tmp_path: Path) -> None:
     loaded = load_denoiser(own_checkpoint(tmp_path), say=None)
-    said = note_on_reading(loaded, "adm")
-    assert said == "read it with --override image_size=16 --override num_head_channels=32"
-    assert note_on_reading(golden.denoiser("plain"), "safetensors") is None
+    assert overrides_for(loaded, "adm") == {"image_size": 16, "num_head_channels": 32}
+    assert overrides_for(loaded, "safetensors") == overrides_for(loaded, "diffusers") == {}
 
 
 # --- what cannot be written

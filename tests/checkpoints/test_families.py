@@ -1,75 +1,75 @@
 """The registry: a family is one object; loading, refusals, help and export know it from there alone."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ilvr_lightning.checkpoints.__main__ import main
 from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families import FAMILIES, export_formats
-from ilvr_lightning.checkpoints.families.family import Export, Family, FileContent, ParameterNames
-from ilvr_lightning.checkpoints.files import StateDict
+from ilvr_lightning.checkpoints.families.family import Family, FileContent, ParameterNames, StateDict, TensorDict
 from ilvr_lightning.checkpoints.load import identify, load_denoiser
 from ilvr_lightning.config.schema import DiffusionConfig
+from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 from tests.support import cli
 from tests.support.checkpoints import SMALL, adm_file, own_checkpoint, own_content, refused
 
-# A family whose names are UNet's in capitals, and whose folder says how many timesteps there are.
 
+class Dummy(Family):
+    """A family whose names are UNet's in capitals, and whose folder says how many timesteps there are."""
 
-def describe(state: StateDict, overrides: Overrides) -> ModelDescription:
-    settings = json.loads((state.path.parent / "dummy.json").read_text())
-    heads = overrides.get("num_head_channels", 32, "a guess")
-    diffusion = DiffusionConfig(schedule="cosine", num_timesteps=settings["T"], prediction="eps")
-    return ModelDescription(
-        kind="dummy folder", model=replace(SMALL, num_head_channels=heads), image_shape=(3, 16, 16),
-        diffusion=diffusion, assumed=tuple(overrides.assumed),
-    )  # fmt: skip
+    name = "dummy"
+    loads = "a dummy folder, as nobody has one"
+    overridable: Mapping[str, type] = {"num_head_channels": int}
+    export_name = "dummies"
+    writes = "a folder of capitals"
 
+    def recognises(self, state: StateDict) -> bool:
+        return "OUT.WEIGHT" in state.tensors
 
-def capitals(parameters: Iterable[str], config: UNetConfig, in_file: Collection[str]) -> ParameterNames:
-    return {name: (name.upper(),) for name in parameters}
+    def describe(self, state: StateDict, overrides: Overrides) -> ModelDescription:
+        settings = json.loads((state.path.parent / "dummy.json").read_text())
+        heads = overrides.get("num_head_channels", 32, "a guess")
+        diffusion = DiffusionConfig(schedule="cosine", num_timesteps=settings["T"], prediction="eps")
+        return ModelDescription(
+            kind="dummy folder", model=replace(SMALL, num_head_channels=heads), image_shape=(3, 16, 16),
+            diffusion=diffusion, assumed=tuple(overrides.assumed),
+        )  # fmt: skip
 
+    def names(self, parameters: Iterable[str], config: UNetConfig, in_file: Collection[str] = ()) -> ParameterNames:
+        return {name: (name.upper(),) for name in parameters}
 
-def exported_files(description: ModelDescription, weights: dict[str, Tensor], out: Path) -> dict[Path, FileContent]:
-    state = {name.upper(): value for name, value in weights.items()}
-    return {out / "dummy.pt": (state, {}), out / "dummy.json": json.dumps({"T": description.diffusion.T})}
+    def weights_in(self, folder: Path) -> Path | None:
+        return folder / "dummy.pt" if (folder / "dummy.pt").is_file() else None
 
+    def settings_files(self, path: Path) -> tuple[Path, ...]:
+        return (path.parent / "dummy.json",)
 
-DUMMY = Family(
-    name="dummy",
-    loads="a dummy folder, as nobody has one",
-    recognises=lambda state: "OUT.WEIGHT" in state.tensors,
-    describe=describe,
-    parameter_names=capitals,
-    overridable={"num_head_channels": int},
-    weights_in=lambda folder: folder / "dummy.pt" if (folder / "dummy.pt").is_file() else None,
-    settings_files=lambda path: (path.parent / "dummy.json",),
-    export=Export(
-        name="dummies",
-        writes="a folder of capitals",
-        refusal=lambda description: "dummies are 16 px" if description.image_shape[1] != 16 else None,
-        files=exported_files,
-        note=lambda description, weights: "read it aloud",
-    ),
-)
+    def exported_files(self, description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
+        if description.image_shape[1] != 16:
+            raise UserError("dummies are 16 px")
+        state = {name.upper(): value for name, value in weights.items()}
+        return {out / "dummy.pt": (state, {}), out / "dummy.json": json.dumps({"T": description.diffusion.T})}
+
+    def overrides_for(self, description: ModelDescription, weights: TensorDict) -> dict[str, Any]:
+        return {"voice": "loud"}
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "dummy", DUMMY)
+    monkeypatch.setitem(FAMILIES, "dummy", Dummy())
 
 
 def test_it_is_exported_recognised_and_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = own_checkpoint(tmp_path), tmp_path / "out"
     assert main(["export", str(path), "--to", "dummies", str(out)]) == 0
-    assert "note         read it aloud" in capsys.readouterr().out
+    assert "note         read it with --override voice=loud" in capsys.readouterr().out
     loaded = load_denoiser(out, say=None)
     assert torch.equal(loaded.network.norm.weight, own_content()["state_dict"]["network.norm.weight"])
     assert loaded.schedule.num_timesteps == 1000 and loaded.image_shape == (3, 16, 16)
@@ -99,4 +99,4 @@ def test_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(own_checkpoint(tmp_path)), "--to", "dummies", str(out)]) == 0
     assert "override heads: a checkpoint of dummy has no such override" in refused(out, overrides={"heads": 3})
     (out / "dummy.json").write_text("{")
-    assert f"{out}/dummy.pt is a damaged checkpoint" in refused(out)
+    assert f"{out}/dummy.pt describes no network that loads: Expecting" in refused(out)

@@ -221,7 +221,7 @@ def test_truncated_files(tmp_path: Path) -> None:
     path = adm_file(tmp_path)
     complete = path.read_bytes()
     path.write_bytes(complete[: len(complete) // 2])
-    assert "truncated" in refused(path)
+    assert "its end is missing" in refused(path)
     path.write_bytes(b"not a checkpoint at all")
     assert "no checkpoint" in refused(path)
     path.write_bytes(b"")

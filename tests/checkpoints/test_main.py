@@ -101,8 +101,8 @@ def test_help_lists_what_loads_and_what_is_written(command: str, capsys: pytest.
     said = said.replace("guided- diffusion", "guided-diffusion")  # argparse breaks lines there
     for family in FAMILIES.values():
         assert family.loads in said
-        if command == "export" and family.export is not None:
-            assert f"{family.export.name}: {family.export.writes}" in said
+        if command == "export" and family.export_name is not None:
+            assert f"{family.export_name}: {family.writes}" in said
 
 
 HELP = """

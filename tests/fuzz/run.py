@@ -185,7 +185,7 @@ class Sandbox:
             assert sample.main([*SAMPLE]) == 0
         network = UNetConfig(channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
         ours = UNet(network, (16, 16), 3).state_dict()
-        state = {theirs: ours[name].half() for name, (theirs,) in adm.parameter_names(ours, network).items()}
+        state = {theirs: ours[name].half() for name, (theirs,) in adm.FAMILY.names(ours, network).items()}
         diffusers = Path(OUT, "diffusers")
         made = Valid(
             config=config,

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ilvr_lightning.checkpoints.families import export_formats
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.config.schema import Config, DataConfig, DiffusionConfig, GridConfig
 from ilvr_lightning.errors import UserError
@@ -184,13 +185,9 @@ def export_target(kind: str, folder: Path) -> Path:
     return folder / ("out.pt" if kind == "adm" else "out")
 
 
-def overrides_of(note: str | None) -> dict[str, Any]:
+def overrides_for(loaded: LoadedDenoiser, kind: str) -> dict[str, Any]:
     """The overrides that an export says its file must be read with."""
-    words = "" if note is None else note.split("read it with ")[1].replace("--override ", "")
-    pairs = [word.partition("=")[::2] for word in words.split()]
-    booleans = {"True": True, "False": False}
-    return {name: booleans[value] if value in booleans else int(value) if value.lstrip("-").isdigit() else value
-            for name, value in pairs}  # fmt: skip
+    return export_formats()[kind].overrides_for(loaded.description, loaded.network.state_dict())
 
 
 # --- what a test asks

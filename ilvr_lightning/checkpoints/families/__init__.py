@@ -1,7 +1,7 @@
 """The families of checkpoints that load: one module each, with one object FAMILY, and an entry in FAMILIES."""
 
 from ilvr_lightning.checkpoints.families import adm, ddim, diffusers, native
-from ilvr_lightning.checkpoints.families.family import Export, Family
+from ilvr_lightning.checkpoints.families.family import Family
 
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (native.FAMILY, adm.FAMILY, ddim.FAMILY, diffusers.FAMILY)
@@ -14,7 +14,6 @@ def what_loads() -> str:
     return "; ".join(family.loads for family in FAMILIES.values())
 
 
-def export_formats() -> dict[str, Export]:
-    """The formats that `export --to` writes, by name."""
-    exports = [family.export for family in FAMILIES.values() if family.export is not None]
-    return {export.name: export for export in exports}
+def export_formats() -> dict[str, Family]:
+    """The families that `export --to` writes, by the name of their format."""
+    return {family.export_name: family for family in FAMILIES.values() if family.export_name is not None}

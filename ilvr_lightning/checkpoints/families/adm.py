@@ -3,33 +3,13 @@
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ilvr_lightning.checkpoints.description import (
-    ModelDescription,
-    Overrides,
-    attention_widths,
-    model_config,
-    multipliers,
-)
-from ilvr_lightning.checkpoints.families.family import Export, Family, FileContent, ParameterNames, TensorDict
+from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, attention_widths, multipliers
+from ilvr_lightning.checkpoints.families.family import Family, FileContent, ParameterNames, StateDict, TensorDict
+from ilvr_lightning.checkpoints.families.naming import replaced
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
-
-if TYPE_CHECKING:
-    from ilvr_lightning.checkpoints.files import Shape, StateDict
-
-OVERRIDABLE: dict[str, type] = {
-    "image_size": int,
-    "num_heads": int,
-    "num_head_channels": int,
-    "use_new_attention_order": bool,
-    "noise_schedule": str,
-    "diffusion_steps": int,
-    "predict_xstart": bool,
-    "rescale_timesteps": bool,
-}
-"""ADM's flags that neither the names nor the shapes of a state dict show."""
 
 SETTINGS: dict[str, Any] = {
     "downsample_padding": 1,
@@ -64,74 +44,7 @@ RENAMED = {
 """UNet's names become ADM's by these replacements, applied in this order."""
 
 
-def recognises(state: "StateDict") -> bool:
-    """Whether a state dict is of this family."""
-    return "input_blocks.0.0.weight" in state.tensors and "time_embed.0.weight" in state.tensors
-
-
-def parameter_names(parameters: Iterable[str], config: UNetConfig, in_file: Collection[str] = ()) -> ParameterNames:
-    """ADM's names of UNet's parameters."""
-    known = set(parameters)
-    renamed: ParameterNames = {}
-    for name in known:
-        in_adm = name
-        for pattern, replacement in RENAMED.items():
-            in_adm = re.sub(pattern, replacement, in_adm)
-        if match := re.match(r"decoder\.(\d+)\.resampler\.", in_adm):
-            place = 2 if f"decoder.{match[1]}.attention.norm.weight" in known else 1
-            in_adm = f"output_blocks.{match[1]}.{place}.{in_adm[match.end() :]}"
-        renamed[name] = (in_adm,)
-    return renamed
-
-
-def describe(state: "StateDict", overrides: Overrides) -> ModelDescription:
-    """The architecture from names and shapes; the rest from overrides or the published defaults.
-
-    Raises:
-        UserError: it is a conditional network, no denoiser, or makes no network of this kind.
-    """
-    shapes = state.shapes
-    _refuse_conditional(shapes)
-    levels, blocks = _levels_and_blocks(shapes)
-    updown = any(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", n) for n in shapes)
-    author = "ADM" if updown else "improved-diffusion"
-
-    channels = shapes["time_embed.0.weight"][1]
-    first = [1 + level * (blocks + 1) for level in range(levels)]
-    widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
-    mult = multipliers(widths, channels)
-    attention = [level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in shapes]
-    size = overrides.image_size(mult, attention)
-    num_head_channels, num_heads = _heads(overrides, updown)
-    new_order = overrides.get("use_new_attention_order", False, "the published default")
-    predicts_x0 = overrides.get("predict_xstart", False, "the published default")
-    diffusion = overrides.diffusion("x0" if predicts_x0 else "eps")
-    rescaled = diffusion.T != 1000 and overrides.get("rescale_timesteps", not updown, f"the default of {author}")
-    image_channels, out_channels = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
-    model = model_config(
-        channels=channels,
-        channel_mult=mult,
-        num_res_blocks=blocks,
-        attention_resolutions=tuple(size // 2**level for level in attention),
-        num_head_channels=num_head_channels,
-        num_heads=num_heads,
-        resblock_updown=updown,
-        use_scale_shift_norm=shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * widths[0],
-        use_new_attention_order=new_order,
-        learn_sigma=out_channels == 2 * image_channels,
-        timestep_scale=1000 / diffusion.T if rescaled else 1.0,
-        **SETTINGS,
-    )
-    return ModelDescription(
-        kind=f"{author} state dict",
-        model=model,
-        image_shape=(image_channels, size, size),
-        diffusion=diffusion,
-        assumed=tuple(overrides.assumed),
-    )
-
-
-def _levels_and_blocks(shapes: "Mapping[str, Shape]") -> tuple[int, int]:
+def _levels_and_blocks(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """The number of levels, and of residual blocks per level on the way down."""
     outputs = {int(m[1]) for n in shapes if (m := re.match(r"output_blocks\.(\d+)\.", n))}
     # The last block of each level but the finest ends in an upsampling: a convolution, or a residual block.
@@ -159,96 +72,148 @@ def _heads(overrides: Overrides, updown: bool) -> tuple[int, int]:
     return channels, heads
 
 
-def _refuse_conditional(shapes: "Mapping[str, Shape]") -> None:
-    if "label_emb.weight" in shapes:
-        raise UserError("an ADM state dict of a class-conditional network; ILVR needs an unconditional one")
-    if any("transformer_blocks" in name for name in shapes):
-        raise UserError(
-            "a state dict of a latent or text-conditional network; ILVR needs an unconditional one on pixels"
-        )
-    if not any(name.startswith("output_blocks.") for name in shapes) or "out.2.weight" not in shapes:
-        raise UserError("a state dict of an ADM classifier or encoder; ILVR needs the diffusion network")
-    inputs, outputs = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
-    if outputs not in (inputs, 2 * inputs):
-        raise UserError(
-            f"an ADM state dict with {inputs} input and {outputs} output channels, as for super-resolution; "
-            "ILVR needs an unconditional network"
-        )
+def _refuse_conditional(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise a UserError for the networks of ADM's code that predict no noise, or need more than the noised image."""
+    if "out.2.weight" not in shapes or not any(name.startswith("output_blocks.") for name in shapes):
+        other = "a classifier or encoder"
+    elif "label_emb.weight" in shapes:
+        other = "a class-conditional network"
+    elif any("transformer_blocks" in name for name in shapes):
+        other = "a latent or text-conditional network"
+    else:
+        inputs, outputs = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
+        if outputs in (inputs, 2 * inputs):
+            return
+        other = f"a network with {inputs} input and {outputs} output channels, as for super-resolution"
+    raise UserError(f"an ADM state dict of {other}; ILVR needs an unconditional diffusion network on pixels")
 
 
-def refusal(description: ModelDescription) -> str | None:
-    """The reason why ADM's code cannot run a network; None if it can."""
+def _refuse_export(description: ModelDescription) -> None:
+    """Raise a UserError for a network that ADM's code cannot run."""
     model, diffusion = description.model, description.diffusion
     for name, value in SETTINGS.items():
         if getattr(model, name) != value:
-            return f"ADM's network has model.{name}={value}, and this one {getattr(model, name)}"
+            raise UserError(f"ADM's network has model.{name}={value}, and this one {getattr(model, name)}")
     if model.timestep_scale not in (1.0, 1000 / diffusion.T):
-        return f"ADM's code has no model.timestep_scale={model.timestep_scale}"
+        raise UserError(f"ADM's code has no model.timestep_scale={model.timestep_scale}")
     if any(model.channels * mult % 32 for mult in model.channel_mult):
-        return "ADM's network needs widths that 32 divides"
+        raise UserError("ADM's network needs widths that 32 divides")
     widths = attention_widths(model, description.image_shape[1])
     if model.num_head_channels != -1 and any(width % model.num_head_channels for width in widths):
-        return f"ADM's network needs widths that model.num_head_channels={model.num_head_channels} divides"
+        raise UserError(f"ADM's network needs widths that model.num_head_channels={model.num_head_channels} divides")
     if description.image_shape[1] != description.image_shape[2]:
-        return "ADM's images are square"
+        raise UserError("ADM's images are square")
     if diffusion.prediction == "v":
-        return "ADM's code has no diffusion.prediction=v"
+        raise UserError("ADM's code has no diffusion.prediction=v")
     if diffusion.betas is not None:
-        return "ADM's code has no explicit betas"
-    return None
+        raise UserError("ADM's code has no explicit betas")
 
 
-def state_dict(description: ModelDescription, weights: TensorDict) -> TensorDict:
-    """Weights under ADM's names, in ADM's shapes: attention's linear layers are convolutions there."""
-    renamed = parameter_names(weights, description.model)
-    is_linear = ("attention.qkv.weight", "attention.out.weight")
-    return {
-        renamed[name][0]: value[..., None] if name.endswith(is_linear) else value for name, value in weights.items()
+class ADM(Family):
+    """State dicts of ADM and of the code derived from it."""
+
+    name = "adm"
+    loads = "a state dict of ADM (guided-diffusion), improved-diffusion, ilvr_adm or P2-weighting"
+    overridable: Mapping[str, type] = {
+        "image_size": int,
+        "num_heads": int,
+        "num_head_channels": int,
+        "use_new_attention_order": bool,
+        "noise_schedule": str,
+        "diffusion_steps": int,
+        "predict_xstart": bool,
+        "rescale_timesteps": bool,
     }
+    export_name = "adm"
+    writes = "a file for guided-diffusion and ilvr_adm (no patches, no v-prediction)"
+
+    def recognises(self, state: StateDict) -> bool:
+        return {"input_blocks.0.0.weight", "time_embed.0.weight"} <= state.tensors.keys()
+
+    def names(self, parameters: Iterable[str], config: UNetConfig, in_file: Collection[str] = ()) -> ParameterNames:
+        known = set(parameters)
+        renamed: ParameterNames = {}
+        for name in known:
+            in_adm = replaced(name, RENAMED)
+            if match := re.match(r"decoder\.(\d+)\.resampler\.", in_adm):
+                place = 2 if f"decoder.{match[1]}.attention.norm.weight" in known else 1
+                in_adm = f"output_blocks.{match[1]}.{place}.{in_adm[match.end() :]}"
+            renamed[name] = (in_adm,)
+        return renamed
+
+    def describe(self, state: StateDict, overrides: Overrides) -> ModelDescription:
+        """The architecture from names and shapes; the rest from overrides or the published defaults."""
+        shapes = state.shapes
+        _refuse_conditional(shapes)
+        levels, blocks = _levels_and_blocks(shapes)
+        updown = any(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", n) for n in shapes)
+        author = "ADM" if updown else "improved-diffusion"
+
+        channels = shapes["time_embed.0.weight"][1]
+        first = [1 + level * (blocks + 1) for level in range(levels)]
+        widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
+        mult = multipliers(widths, channels)
+        attention = [level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in shapes]
+        size = overrides.image_size(mult, attention)
+        num_head_channels, num_heads = _heads(overrides, updown)
+        new_order = overrides.get("use_new_attention_order", False, "the published default")
+        predicts_x0 = overrides.get("predict_xstart", False, "the published default")
+        diffusion = overrides.diffusion("x0" if predicts_x0 else "eps")
+        rescaled = diffusion.T != 1000 and overrides.get("rescale_timesteps", not updown, f"the default of {author}")
+        image_channels, out_channels = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
+        model = UNetConfig(
+            channels=channels,
+            channel_mult=mult,
+            num_res_blocks=blocks,
+            attention_resolutions=tuple(size // 2**level for level in attention),
+            num_head_channels=num_head_channels,
+            num_heads=num_heads,
+            resblock_updown=updown,
+            use_scale_shift_norm=shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * widths[0],
+            use_new_attention_order=new_order,
+            learn_sigma=out_channels == 2 * image_channels,
+            timestep_scale=1000 / diffusion.T if rescaled else 1.0,
+            **SETTINGS,
+        )
+        return ModelDescription(
+            kind=f"{author} state dict",
+            model=model,
+            image_shape=(image_channels, size, size),
+            diffusion=diffusion,
+            assumed=tuple(overrides.assumed),
+        )
+
+    def exported_files(self, description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
+        _refuse_export(description)
+        if out.is_dir() or not out.suffix:
+            raise UserError(f"it writes a file: give a name such as {out}.pt")
+        return {out: (self.state_dict(description.model, weights), {})}
+
+    def state_dict(self, model: UNetConfig, weights: TensorDict) -> TensorDict:
+        """Weights under ADM's names, in ADM's shapes: attention's linear layers are convolutions there."""
+        renamed = self.names(weights, model)
+        is_linear = ("attention.qkv.weight", "attention.out.weight")
+        return {
+            renamed[name][0]: value[..., None] if name.endswith(is_linear) else value for name, value in weights.items()
+        }
+
+    def overrides_for(self, description: ModelDescription, weights: TensorDict) -> dict[str, Any]:
+        model, diffusion = description.model, description.diffusion
+        one_way_of_heads = "num_heads" if model.num_head_channels == -1 else "num_head_channels"
+        settings: dict[str, Any] = {
+            "image_size": description.image_shape[1],
+            one_way_of_heads: getattr(model, one_way_of_heads),
+            "use_new_attention_order": model.use_new_attention_order,
+            "noise_schedule": diffusion.schedule,
+            "diffusion_steps": diffusion.T,
+            "predict_xstart": diffusion.prediction == "x0",
+        }
+        if diffusion.T != 1000:
+            settings["rescale_timesteps"] = model.timestep_scale != 1
+        exported = StateDict(path=Path(), tensors=self.state_dict(model, weights))
+        assumed = self.describe(exported, Overrides(None, self.overridable, self.name)).assumed
+        written = {text.partition(" ")[0] for text in assumed}
+        return {name: value for name, value in settings.items() if f"{name}={value}" not in written}
 
 
-def _exported_files(description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
-    if out.is_dir() or not out.suffix:
-        raise UserError(f"--to adm writes a file: give a name such as {out}.pt")
-    return {out: (state_dict(description, weights), {})}
-
-
-def note_on_reading(description: ModelDescription, weights: TensorDict) -> str | None:
-    """The overrides with which an exported state dict is read as this network; None if it needs none."""
-    from ilvr_lightning.checkpoints.files import StateDict
-
-    model, diffusion = description.model, description.diffusion
-    one_way_of_heads = "num_heads" if model.num_head_channels == -1 else "num_head_channels"
-    settings: dict[str, Any] = {
-        "image_size": description.image_shape[1],
-        one_way_of_heads: getattr(model, one_way_of_heads),
-        "use_new_attention_order": model.use_new_attention_order,
-        "noise_schedule": diffusion.schedule,
-        "diffusion_steps": diffusion.T,
-        "predict_xstart": diffusion.prediction == "x0",
-    }
-    if diffusion.T != 1000:
-        settings["rescale_timesteps"] = model.timestep_scale != 1
-    exported = StateDict(path=Path(), tensors=state_dict(description, weights))
-    assumed = {text.partition(" ")[0] for text in describe(exported, Overrides(None, OVERRIDABLE, "adm")).assumed}
-    needed = [
-        f"--override {setting}" for name, value in settings.items() if (setting := f"{name}={value}") not in assumed
-    ]
-    return f"read it with {' '.join(needed)}" if needed else None
-
-
-FAMILY = Family(
-    name="adm",
-    loads="a state dict of ADM (guided-diffusion), improved-diffusion, ilvr_adm or P2-weighting",
-    recognises=recognises,
-    describe=describe,
-    parameter_names=parameter_names,
-    overridable=OVERRIDABLE,
-    export=Export(
-        name="adm",
-        writes="a file for guided-diffusion and ilvr_adm (no patches, no v-prediction)",
-        refusal=refusal,
-        files=_exported_files,
-        note=note_on_reading,
-    ),
-)
+FAMILY = ADM()

@@ -2,21 +2,19 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families import diffusers_unet
-from ilvr_lightning.checkpoints.families.family import Export, Family, FileContent, ParameterNames, TensorDict
-from ilvr_lightning.checkpoints.families.naming import NameTable, names_by_level
+from ilvr_lightning.checkpoints.families.family import Family, FileContent, ParameterNames, StateDict, TensorDict
+from ilvr_lightning.checkpoints.families.naming import by_level, replaced, split_qkv
+from ilvr_lightning.config.schema import DiffusionConfig
 from ilvr_lightning.errors import UserError, first_line
 from ilvr_lightning.models.config import UNetConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ilvr_lightning.checkpoints.files import StateDict
 
 WEIGHTS = "diffusion_pytorch_model"
 """A folder's file of weights has this name, with one of several suffixes."""
@@ -27,65 +25,27 @@ WEIGHT_FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin", f"{WEIGHTS}.*.safete
 MAX_JSON_BYTES = 4_000_000
 """A settings file is at most this long; 100,000 explicit betas need half of it."""
 
-NAMES = NameTable(
-    top_level={
-        "encoder.0.block": "conv_in",
-        "time_embedding.0": "time_embedding.linear_1",
-        "time_embedding.2": "time_embedding.linear_2",
-        "middle.0.block": "mid_block.resnets.0",
-        "middle.0.attention": "mid_block.attentions.0",
-        "middle.1.block": "mid_block.resnets.1",
-        "norm": "conv_norm_out",
-        "out": "conv_out",
-    },
-    down_block="down_blocks.{level}.resnets.{j}",
-    down_attention="down_blocks.{level}.attentions.{j}",
-    downsample="down_blocks.{level}.downsamplers.0",
-    up_block="up_blocks.{up}.resnets.{j}",
-    up_attention="up_blocks.{up}.attentions.{j}",
-    upsample="up_blocks.{up}.upsamplers.0",
-    block={"embedding": "time_emb_proj", "skip": "conv_shortcut"},
-    attention={"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "out": ("to_out.0",)},
-)
+RENAMED = {
+    r"^encoder\.0\.block\.": "conv_in.",
+    r"^time_embedding\.0\.": "time_embedding.linear_1.",
+    r"^time_embedding\.2\.": "time_embedding.linear_2.",
+    r"^middle\.(\d)\.block\.": r"mid_block.resnets.\1.",
+    r"^middle\.0\.attention\.": "mid_block.attentions.0.",
+    r"^norm\.": "conv_norm_out.",
+    r"^out\.": "conv_out.",
+    r"^(down|up)\.(\d+)\.resampler\.\d+\.": r"\1_blocks.\2.\1samplers.0.",
+    r"^(down|up)\.(\d+)\.block\.": r"\1_blocks.\2.resnets.",
+    r"^(down|up)\.(\d+)\.attention\.": r"\1_blocks.\2.attentions.",
+    r"\.embedding\.": ".time_emb_proj.",
+    r"\.skip\.": ".conv_shortcut.",
+    r"\.norm\.": ".group_norm.",
+}
+"""UNet's names by level become diffusers' by these replacements, but for those of attention's linear layers."""
 
-OLD_NAMES = replace(NAMES, attention={"norm": ("group_norm",), "qkv": ("query", "key", "value"), "out": ("proj_attn",)})
-"""Files that were written before diffusers renamed attention, such as google/ddpm-*, have these names."""
+LINEAR_LAYERS = (("to_q", "to_k", "to_v"), "to_out.0")
+"""Attention's linear layers have these names; files of diffusers from before they were renamed have the next ones."""
 
-
-def recognises(state: "StateDict") -> bool:
-    """Whether a file is of this family: by its names, or as another kind of model of diffusers, which is refused."""
-    names = {"down_blocks.0.resnets.0.norm1.weight", "time_embedding.linear_1.weight"}
-    return names <= state.tensors.keys() or state.path.name.startswith(WEIGHTS)
-
-
-def parameter_names(parameters: Iterable[str], config: UNetConfig, in_file: Collection[str]) -> ParameterNames:
-    """diffusers' names of UNet's parameters, in the spelling that a file has."""
-    is_old = any(name.endswith(".query.weight") for name in in_file)
-    return names_by_level(parameters, config, OLD_NAMES if is_old else NAMES)
-
-
-def weights_in(folder: Path) -> Path | None:
-    """The weights in a folder or in its unet/, whose config.json is that of a UNet2DModel.
-
-    Raises:
-        UserError: it is another kind of model, or its weights are missing or split up.
-    """
-    for network in (folder / "unet", folder):
-        if (network / "config.json").is_file():
-            _read_unet_config(network)
-            if split := next(network.glob(f"{WEIGHTS}*.index.json"), None):
-                raise UserError(f"{network}: its weights are split into several files ({split.name}); save them as one")
-            for pattern in WEIGHT_FILES:
-                if file := next(iter(sorted(network.glob(pattern))), None):
-                    return file
-            raise UserError(f"{network} holds no weights: {' or '.join(WEIGHT_FILES[:2])} is missing")
-    return None
-
-
-def settings_files(path: Path) -> tuple[Path, ...]:
-    """config.json beside the weights, and scheduler_config.json where there is one."""
-    scheduler = _scheduler_file(path.parent)
-    return (path.parent / "config.json", *([] if scheduler is None else [scheduler]))
+OLD_LINEAR_LAYERS = (("query", "key", "value"), "proj_attn")
 
 
 def _scheduler_file(folder: Path) -> Path | None:
@@ -97,29 +57,11 @@ def _scheduler_file(folder: Path) -> Path | None:
     return None
 
 
-def describe(state: "StateDict", overrides: Overrides) -> ModelDescription:
-    """The architecture and the scheduler, from the JSON files beside the weights.
-
-    Raises:
-        UserError: the folder holds another kind of model, or settings that UNet does not have.
-    """
-    folder = state.path.parent
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{state.path} holds a model of diffusers without its config.json; give the folder, not the file alone"
-        )
-    model, image_shape = diffusers_unet.read_config(_read_unet_config(folder), overrides)
-    description = ModelDescription(
-        kind="diffusers folder", model=model, image_shape=image_shape, **_diffusion(folder, overrides)
-    )
-    return replace(description, assumed=tuple(overrides.assumed))
-
-
-def _diffusion(folder: Path, overrides: Overrides) -> dict[str, Any]:
+def _diffusion(folder: Path, overrides: Overrides) -> tuple[DiffusionConfig, bool]:
     """The schedule, and whether x_0 is clipped."""
     file = _scheduler_file(folder)
     if file is None:
-        return {"diffusion": overrides.diffusion()}
+        return overrides.diffusion(), True
     from ilvr_lightning.checkpoints.families import diffusers_scheduler  # it imports torch, for which no help waits
 
     scheduler = read_json(file)
@@ -130,7 +72,7 @@ def _diffusion(folder: Path, overrides: Overrides) -> dict[str, Any]:
         overrides.assumed.append("clip=True (its dynamic thresholding is not done here)")
     if clip and scheduler.get("clip_sample_range", 1.0) != 1.0:
         overrides.assumed.append(f"clip to 1 (it clips to {str(scheduler['clip_sample_range'])[:40]})")
-    return {"diffusion": diffusers_scheduler.read_config(scheduler), "clip": clip}
+    return diffusers_scheduler.read_config(scheduler), clip
 
 
 def _read_unet_config(folder: Path) -> dict[str, Any]:
@@ -158,27 +100,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _exported_files(description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
-    from ilvr_lightning.checkpoints.families import diffusers_scheduler
-
-    renamed = parameter_names(weights, description.model, ())
-    state: TensorDict = {}
-    for name, value in weights.items():
-        stacked = _split_before_heads(value, description.model) if ".attention.qkv." in name else value
-        state |= dict(zip(renamed[name], stacked.chunk(len(renamed[name])), strict=True))
-    index = {
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    return {
-        out / "unet" / WEIGHT_FILES[0]: (state, {"format": "pt"}),
-        out / "unet/config.json": _json(diffusers_unet.config_of(description.model, description.image_shape)),
-        out / "scheduler/scheduler_config.json": _json(diffusers_scheduler.config_of(description)),
-        out / "model_index.json": _json(index),
-    }
-
-
 def _split_before_heads(value: "Tensor", config: UNetConfig) -> "Tensor":
     """Weights of stacked queries, keys and values in the new order, in which they are split before the heads."""
     if config.use_new_attention_order:
@@ -187,23 +108,83 @@ def _split_before_heads(value: "Tensor", config: UNetConfig) -> "Tensor":
     return by_head.transpose(0, 1).reshape(value.shape)
 
 
-def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=2) + "\n"
+class Diffusers(Family):
+    """Folders of diffusers with a UNet2DModel."""
+
+    name = "diffusers"
+    loads = "a diffusers folder with a UNet2DModel"
+    overridable: Mapping[str, type] = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
+    export_name = "diffusers"
+    writes = "a folder for DDPMPipeline.from_pretrained (no patches, attention heads of one width)"
+
+    def recognises(self, state: StateDict) -> bool:
+        """By its names, or as another kind of model of diffusers, which is refused."""
+        names = {"down_blocks.0.resnets.0.norm1.weight", "time_embedding.linear_1.weight"}
+        return names <= state.tensors.keys() or state.path.name.startswith(WEIGHTS)
+
+    def names(self, parameters: Iterable[str], config: UNetConfig, in_file: Collection[str] = ()) -> ParameterNames:
+        qkv, out = OLD_LINEAR_LAYERS if any(name.endswith(".query.weight") for name in in_file) else LINEAR_LAYERS
+        replacements = {**RENAMED, r"\.out\.": f".{out}."}
+        renamed = {name: replaced(by_level(name, config, up_from_image=False), replacements) for name in parameters}
+        return {name: split_qkv(in_diffusers, qkv) for name, in_diffusers in renamed.items()}
+
+    def weights_in(self, folder: Path) -> Path | None:
+        """The weights in a folder or in its unet/, whose config.json is that of a UNet2DModel.
+
+        Raises:
+            UserError: it is another kind of model, or its weights are missing or split up.
+        """
+        for network in (folder / "unet", folder):
+            if (network / "config.json").is_file():
+                _read_unet_config(network)
+                if split := next(network.glob(f"{WEIGHTS}*.index.json"), None):
+                    raise UserError(f"{network}: its weights are split up ({split.name}); save them as one file")
+                for pattern in WEIGHT_FILES:
+                    if files := sorted(network.glob(pattern)):
+                        return files[0]
+                raise UserError(f"{network} holds no weights: {' or '.join(WEIGHT_FILES[:2])} is missing")
+        return None
+
+    def settings_files(self, path: Path) -> tuple[Path, ...]:
+        scheduler = _scheduler_file(path.parent)
+        return (path.parent / "config.json", *([] if scheduler is None else [scheduler]))
+
+    def describe(self, state: StateDict, overrides: Overrides) -> ModelDescription:
+        """The architecture and the scheduler, from the JSON files beside the weights."""
+        folder = state.path.parent
+        if not (folder / "config.json").is_file():
+            raise UserError("a model of diffusers without its config.json; give the folder, not the file alone")
+        model, image_shape = diffusers_unet.read_config(_read_unet_config(folder), overrides)
+        diffusion, clip = _diffusion(folder, overrides)
+        return ModelDescription(
+            kind="diffusers folder",
+            model=model,
+            image_shape=image_shape,
+            diffusion=diffusion,
+            clip=clip,
+            assumed=tuple(overrides.assumed),
+        )
+
+    def exported_files(self, description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
+        from ilvr_lightning.checkpoints.families import diffusers_scheduler
+
+        diffusers_unet.refuse_export(description)
+        renamed = self.names(weights, description.model)
+        state: TensorDict = {}
+        for name, value in weights.items():
+            stacked = _split_before_heads(value, description.model) if ".attention.qkv." in name else value
+            state |= dict(zip(renamed[name], stacked.chunk(len(renamed[name])), strict=True))
+        settings = {
+            "unet/config.json": diffusers_unet.config_of(description.model, description.image_shape),
+            "scheduler/scheduler_config.json": diffusers_scheduler.config_of(description),
+            "model_index.json": {
+                "_class_name": "DDPMPipeline",
+                "scheduler": ["diffusers", "DDPMScheduler"],
+                "unet": ["diffusers", "UNet2DModel"],
+            },
+        }
+        texts = {out / name: json.dumps(values, indent=2) + "\n" for name, values in settings.items()}
+        return {out / "unet" / WEIGHT_FILES[0]: (state, {"format": "pt"}), **texts}
 
 
-FAMILY = Family(
-    name="diffusers",
-    loads="a diffusers folder with a UNet2DModel",
-    recognises=recognises,
-    describe=describe,
-    parameter_names=parameter_names,
-    overridable={"image_size": int, "noise_schedule": str, "diffusion_steps": int},
-    weights_in=weights_in,
-    settings_files=settings_files,
-    export=Export(
-        name="diffusers",
-        writes="a folder for DDPMPipeline.from_pretrained (no patches, attention heads of one width)",
-        refusal=diffusers_unet.refusal,
-        files=_exported_files,
-    ),
-)
+FAMILY = Diffusers()

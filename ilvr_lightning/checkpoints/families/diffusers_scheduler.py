@@ -1,5 +1,6 @@
 """scheduler_config.json of diffusers: betas, prediction type and clipping, read and written."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,10 +10,28 @@ from ilvr_lightning.checkpoints.description import ModelDescription
 from ilvr_lightning.config.schema import MAX_TIMESTEPS, DiffusionConfig
 from ilvr_lightning.diffusion.denoiser import PredictionType
 from ilvr_lightning.diffusion.schedule import make_schedule
-from ilvr_lightning.errors import UserError, first_line
+from ilvr_lightning.errors import UserError
 
 PREDICTIONS: dict[str, PredictionType] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 """diffusers' prediction_type, and this project's."""
+
+BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
+    "linear": lambda low, high, T: torch.linspace(low, high, T, dtype=torch.float64),
+    "scaled_linear": lambda low, high, T: torch.linspace(low**0.5, high**0.5, T, dtype=torch.float64) ** 2,
+    "sigmoid": lambda low, high, T: torch.sigmoid(torch.linspace(-6, 6, T, dtype=torch.float64)) * (high - low) + low,
+}
+"""diffusers' beta_schedule -> (T,) betas; squaredcos_cap_v2 is missing here because it is this project's cosine."""
+
+DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+"""DDPMScheduler has these settings, with these defaults."""
 
 CLIPPING = ("DDPMScheduler", "DDIMScheduler")
 """These schedulers clip x_0 by default."""
@@ -37,56 +56,33 @@ def read_config(scheduler: dict[str, Any]) -> DiffusionConfig:
         scheduler: the content of scheduler_config.json.
 
     Raises:
-        UserError: the network is for another kind of diffusion, or the settings make no schedule.
+        UserError: the network is for another kind of diffusion.
+        TypeError, ValueError: the settings make no schedule.
     """
     kind = scheduler.get("_class_name", "DDPMScheduler")
     if kind not in SCHEDULERS:
         raise UserError(
             f"its network is for a {kind!s:.100}; those for variance-preserving diffusion load (DDPMScheduler ...)"
         )
-    T = scheduler.get("num_train_timesteps", 1000)
-    low, high = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    name = scheduler.get("beta_schedule", "linear")
-    prediction = PREDICTIONS.get(str(scheduler.get("prediction_type", "epsilon")))
-    if prediction is None:
-        raise UserError(
-            f"prediction_type={scheduler['prediction_type']!s:.100} does not load; {', '.join(PREDICTIONS)} do"
-        )
+    settings = {**DEFAULTS, **scheduler}
+    T, schedule, prediction_type = (settings[k] for k in ("num_train_timesteps", "beta_schedule", "prediction_type"))
+    if prediction_type not in tuple(PREDICTIONS):
+        raise UserError(f"prediction_type={prediction_type!s:.100} does not load; {', '.join(PREDICTIONS)} do")
+    prediction = PREDICTIONS[prediction_type]
     if not isinstance(T, int) or not 1 <= T <= MAX_TIMESTEPS:
         raise UserError(f"num_train_timesteps must be an integer up to {MAX_TIMESTEPS:,}: got {T!r:.40}")
-    if scheduler.get("rescale_betas_zero_snr"):
+    if settings["rescale_betas_zero_snr"]:
         raise UserError("a schedule rescaled to zero SNR does not load: it ends at a beta of 1, where eps says nothing")
-    try:
-        if scheduler.get("trained_betas") is not None:
-            return DiffusionConfig(betas=tuple(scheduler["trained_betas"]), prediction=prediction)
-        if name == "squaredcos_cap_v2":
-            return DiffusionConfig(schedule="cosine", num_timesteps=T, prediction=prediction)
-        if not isinstance(name, str) or name not in BETAS:
-            raise UserError(f"beta_schedule={name!s:.100} does not load; {', '.join(BETAS)} and squaredcos_cap_v2 do")
-        betas = BETAS[name](low, high, T)
-        if name == "linear" and T > 20 and torch.allclose(betas, make_schedule("linear", T).betas, rtol=1e-9, atol=0):
-            return DiffusionConfig(schedule="linear", num_timesteps=T, prediction=prediction)
-        return DiffusionConfig(betas=tuple(betas.tolist()), prediction=prediction)
-    except UserError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f"the folder's scheduler makes no schedule ({first_line(error, 100)})") from None
-
-
-def _linear(low: float, high: float, T: int) -> Tensor:
-    return torch.linspace(low, high, T, dtype=torch.float64)
-
-
-def _scaled_linear(low: float, high: float, T: int) -> Tensor:
-    return _linear(low**0.5, high**0.5, T) ** 2
-
-
-def _sigmoid(low: float, high: float, T: int) -> Tensor:
-    return torch.sigmoid(_linear(-6, 6, T)) * (high - low) + low
-
-
-BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "sigmoid": _sigmoid}
-"""diffusers' beta_schedule -> (T,) betas; squaredcos_cap_v2 is missing here because it is this project's cosine."""
+    if settings["trained_betas"] is not None:
+        return DiffusionConfig(betas=tuple(settings["trained_betas"]), prediction=prediction)
+    if schedule == "squaredcos_cap_v2":
+        return DiffusionConfig(schedule="cosine", num_timesteps=T, prediction=prediction)
+    if schedule not in tuple(BETAS):
+        raise UserError(f"beta_schedule={schedule!s:.100} does not load; {', '.join(BETAS)} and squaredcos_cap_v2 do")
+    betas = BETAS[schedule](settings["beta_start"], settings["beta_end"], T)
+    if schedule == "linear" and T > 20 and torch.allclose(betas, make_schedule("linear", T).betas, rtol=1e-9, atol=0):
+        return DiffusionConfig(schedule="linear", num_timesteps=T, prediction=prediction)
+    return DiffusionConfig(betas=tuple(betas.tolist()), prediction=prediction)
 
 
 def config_of(description: ModelDescription) -> dict[str, Any]:

@@ -2,13 +2,7 @@
 
 from typing import Any
 
-from ilvr_lightning.checkpoints.description import (
-    ModelDescription,
-    Overrides,
-    attention_widths,
-    model_config,
-    multipliers,
-)
+from ilvr_lightning.checkpoints.description import ModelDescription, Overrides, attention_widths, multipliers
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 
@@ -63,26 +57,20 @@ def read_config(config: dict[str, Any], overrides: Overrides) -> tuple[UNetConfi
 
     Raises:
         UserError: it is no network that UNet can be.
+        ArithmeticError, LookupError, TypeError, ValueError: its values are of other types, or make no network.
     """
     settings = {key: config.get(key, default) for key, default in DEFAULTS.items()}
     size = overrides.given.get("image_size", config.get("sample_size"))
     if size is None:
         size = overrides.get("image_size", 32, "a guess, since the folder does not contain it")
-    try:
-        height, width = map(int, size if isinstance(size, list | tuple) else (size, size))
-        given = _effects(settings)
-        model, image_shape = _model(settings, given, height), (int(settings["in_channels"]), height, width)
-        written = DEFAULTS | config_of(model, image_shape)
-        expected = _effects(written)
-        head_dim, narrowest = settings["attention_head_dim"], min(attention_widths(model, height))
-        if head_dim is not None and not 1 <= head_dim <= narrowest:
-            raise UserError(
-                f"a UNet2DModel with attention_head_dim={head_dim!s:.40} for {narrowest} channels is broken"
-            )
-    except UserError:
-        raise
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-        raise UserError(f"config.json describes no readable UNet2DModel ({error!r:.100})") from None
+    height, width = map(int, size if isinstance(size, list | tuple) else (size, size))
+    given = _effects(settings)
+    model, image_shape = _model(settings, given, height), (int(settings["in_channels"]), height, width)
+    written = DEFAULTS | config_of(model, image_shape)
+    expected = _effects(written)
+    head_dim, narrowest = settings["attention_head_dim"], min(attention_widths(model, height))
+    if head_dim is not None and not 1 <= head_dim <= narrowest:
+        raise UserError(f"a UNet2DModel with attention_head_dim={head_dim!s:.40} for {narrowest} channels is broken")
     for key, value in given.items():
         if value != expected[key]:
             raise UserError(f"a UNet2DModel with {key}={settings[key]!s:.100} does not load; {written[key]} does")
@@ -93,7 +81,7 @@ def _model(settings: dict[str, Any], effects: dict[str, Any], height: int) -> UN
     """The architecture that is nearest to the settings of a UNet2DModel."""
     widths, downs, ups = (effects[key] for key in ("block_out_channels", "down_block_types", "up_block_types"))
     head_dim = settings["attention_head_dim"]
-    return model_config(
+    return UNetConfig(
         channels=widths[0],
         channel_mult=multipliers(widths, widths[0]),
         num_res_blocks=settings["layers_per_block"],
@@ -129,22 +117,18 @@ def _effects(settings: dict[str, Any]) -> dict[str, Any]:
     return effects
 
 
-def refusal(description: ModelDescription) -> str | None:
-    """The reason why UNet2DModel cannot be a network; None if it can."""
+def refuse_export(description: ModelDescription) -> None:
+    """Raise a UserError for a network that UNet2DModel cannot be."""
     model = description.model
     for name in ("patch_size", "timestep_scale"):
         if getattr(model, name) != 1:
-            return f"UNet2DModel has no model.{name}={getattr(model, name)}"
-    if model.channel_mult[0] != 1:
-        return (
-            "UNet2DModel embeds the timestep in as many channels as its first level has, so model.channel_mult must "
-            f"begin with 1: it is {list(model.channel_mult)}"
-        )
+            raise UserError(f"UNet2DModel has no model.{name}={getattr(model, name)}")
+    if model.channel_mult[0] != 1:  # it embeds the timestep in as many channels as its first level has
+        raise UserError(f"in UNet2DModel model.channel_mult must begin with 1: it is {list(model.channel_mult)}")
     if any(model.channels * mult % model.norm_num_groups for mult in model.channel_mult):
-        return f"UNet2DModel needs widths that model.norm_num_groups={model.norm_num_groups} divides"
+        raise UserError(f"UNet2DModel needs widths that model.norm_num_groups={model.norm_num_groups} divides")
     if len(_head_dims(model, description.image_shape[1])) > 1:
-        return "UNet2DModel has attention heads of one width at all levels, and here the widths differ"
-    return None
+        raise UserError("UNet2DModel has attention heads of one width at all levels, and here the widths differ")
 
 
 def _head_dims(model: UNetConfig, height: int) -> set[int | None]:
@@ -154,7 +138,7 @@ def _head_dims(model: UNetConfig, height: int) -> set[int | None]:
 
 
 def config_of(model: UNetConfig, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """config.json of a UNet2DModel that is this network (see refusal)."""
+    """config.json of a UNet2DModel that is this network (see refuse_export)."""
     channels, height, width = image_shape
     has_attention = [height // 2**level in model.attention_resolutions for level in range(len(model.channel_mult))]
     plain = RESIDUAL if model.resblock_updown else PLAIN

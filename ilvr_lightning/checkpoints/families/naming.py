@@ -1,63 +1,40 @@
-"""Names by level and position, as the descendants of Ho et al.'s code have them (the DDIM repository, diffusers)."""
+"""The names of parameters in a file: UNet's names after replacements, for some families by level and position."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from ilvr_lightning.checkpoints.families.family import ParameterNames
 from ilvr_lightning.models.config import UNetConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class NameTable:
-    """One family's names; {level} counts from the image, {up} from the middle, {j} within a level."""
-
-    top_level: dict[str, str]
-    """Modules that belong to no level, by UNet's name."""
-    down_block: str
-    down_attention: str
-    downsample: str
-    up_block: str
-    up_attention: str
-    upsample: str
-    block: dict[str, str]
-    """Parts of a residual block, by UNet's name."""
-    attention: dict[str, tuple[str, ...]]
-    """Parts of an attention, by UNet's name; three names where UNet stacks them."""
+def replaced(name: str, replacements: Mapping[str, str]) -> str:
+    """A name after regular expressions were replaced in it, one after another."""
+    for pattern, replacement in replacements.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
-def names_by_level(parameters: Iterable[str], config: UNetConfig, table: NameTable) -> ParameterNames:
-    """The family's names of UNet's parameters."""
-    return {name: _names_of(name, config, table) for name in parameters}
+def by_level(name: str, config: UNetConfig, *, up_from_image: bool) -> str:
+    """UNet's name with the level and the position in it for the number of the stage: down.LEVEL.KIND.POSITION.
 
-
-def _names_of(name: str, config: UNetConfig, table: NameTable) -> tuple[str, ...]:
-    module, parameter = name.rsplit(".", 1)
-    if module in table.top_level:
-        return (f"{table.top_level[module]}.{parameter}",)
-    match = re.fullmatch(r"(encoder|middle|decoder)\.(\d+)\.(block|attention|resampler)\.(\w+)", module)
-    assert match, f"the family has no name for {name}"
-    side, index, kind, part = match[1], int(match[2]), match[3], match[4]
-    if side == "middle":
-        path = table.top_level[f"middle.{index}.{kind}"]
-    else:
-        path = _module_path(side, index, kind, config, table)
-    if kind == "attention":
-        return tuple(f"{path}.{word}.{parameter}" for word in table.attention[part])
-    return (f"{path}.{table.block.get(part, part)}.{parameter}",)
-
-
-def _module_path(side: str, index: int, kind: str, config: UNetConfig, table: NameTable) -> str:
-    """The family's name of the module of one stage of UNet's encoder or decoder."""
+    Args:
+        name: UNet's name of a parameter; those that belong to no level stay as they are.
+        config: the architecture.
+        up_from_image: count the decoder's levels from the image, like the encoder's, not from the middle.
+    """
+    match = re.fullmatch(r"(encoder|decoder)\.(\d+)\.(\w+)\.(.+)", name)
+    if match is None or name.startswith("encoder.0."):
+        return name
+    side, stage, kind, rest = match[1], int(match[2]), match[3], match[4]
     blocks = config.num_res_blocks
-    levels = len(config.channel_mult)
     if side == "encoder":
-        level, j = divmod(index - 1, blocks + 1)  # a level's blocks, then its downsampling
-        pattern = table.down_attention if kind == "attention" else table.down_block
-        if j == blocks:
-            pattern = table.downsample
-    else:
-        up, j = divmod(index, blocks + 1)
-        level = levels - 1 - up
-        pattern = {"block": table.up_block, "attention": table.up_attention, "resampler": table.upsample}[kind]
-    return pattern.format(level=level, up=levels - 1 - level, j=j)
+        level, position = divmod(stage - 1, blocks + 1)  # a level's blocks, then its downsampling
+        return f"down.{level}.{'resampler' if position == blocks else kind}.{position}.{rest}"
+    level, position = divmod(stage, blocks + 1)
+    if up_from_image:
+        level = len(config.channel_mult) - 1 - level
+    return f"up.{level}.{kind}.{position}.{rest}"
+
+
+def split_qkv(name: str, parts: tuple[str, str, str]) -> tuple[str, ...]:
+    """A file's names of one parameter: three where UNet stacks queries, keys and values."""
+    return tuple(name.replace(".qkv.", f".{part}.") for part in parts) if ".qkv." in name else (name,)

@@ -2,20 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
-from ilvr_lightning.checkpoints.families.family import Export, Family, FileContent, ParameterNames, TensorDict
-from ilvr_lightning.config.load import config_from_dict
-from ilvr_lightning.config.schema import without_local_paths
+from ilvr_lightning.checkpoints.families.family import Family, FileContent, StateDict, TensorDict
+from ilvr_lightning.config.load import config_from_dict, from_dict
+from ilvr_lightning.config.schema import DiffusionConfig, without_local_paths
 from ilvr_lightning.diffusion.plan import Gains
-from ilvr_lightning.errors import UserError, first_line
 from ilvr_lightning.models.config import UNetConfig
-
-if TYPE_CHECKING:
-    from ilvr_lightning.checkpoints.files import StateDict
 
 KEY = "ilvr_lightning"
 """The metadata of a safetensors file holds the description under this key."""
@@ -25,6 +21,13 @@ MODEL_FILE = "model.safetensors"
 
 MAX_FACT_CHARS = 200
 """A file may hold a text of any length where a fact such as the number of steps is expected."""
+
+CALLBACK_FACTS = (
+    ("best", "best val/loss", 1, 6),
+    ("last", "val/loss", 1, 6),
+    ("training_seconds", "hours of training", 3600, 2),
+)
+"""(key in a callback's state, the fact that it is, its unit, digits after the point)."""
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
@@ -36,39 +39,25 @@ def is_checkpoint(content: Mapping[str, Any]) -> bool:
     )
 
 
-def recognises(state: "StateDict") -> bool:
-    """Whether a file is one of this project."""
-    return KEY in state.metadata or is_checkpoint(state.content)
-
-
-def describe(state: "StateDict", overrides: Overrides) -> ModelDescription:
-    """What a file of this project says about itself."""
-    return describe_metadata(state.metadata[KEY]) if KEY in state.metadata else describe_checkpoint(state.content)
-
-
 def describe_checkpoint(content: Mapping[str, Any]) -> ModelDescription:
     """What a Lightning checkpoint says about itself.
 
     Raises:
         UserError: its configuration is none of this project.
-        AttributeError, TypeError, ValueError: it is damaged.
+        AttributeError, LookupError, TypeError, ValueError: it is damaged.
     """
     plain = content["hyper_parameters"]["config"]
     config = config_from_dict(plain)
     gains: Any = {}
     counts = {"step": content.get("global_step"), "epoch": content.get("epoch")}
-    facts: dict[str, Any] = {name: n for name, n in counts.items() if type(n) is int and 0 <= n < 2**63}
+    facts: dict[str, int | float | str] = {k: n for k, n in counts.items() if type(n) is int and 0 <= n < 2**63}
     batch_size = plain.get("data", {}).get("batch_size")
-    if "step" in facts and type(batch_size) is int:
-        facts["images seen"] = facts["step"] * batch_size
-    for state in content.get("callbacks", {}).values():
-        if not isinstance(state, dict):
-            continue
-        for key, fact in (("best", "best val/loss"), ("last", "val/loss")):
+    if type(batch_size) is int and isinstance(step := facts.get("step"), int):
+        facts["images seen"] = step * batch_size
+    for state in filter(lambda state: isinstance(state, dict), content.get("callbacks", {}).values()):
+        for key, fact, unit, digits in CALLBACK_FACTS:
             if isinstance(state.get(key), float):
-                facts[fact] = round(state[key], 6)
-        if isinstance(state.get("training_seconds"), float):
-            facts["hours of training"] = round(state["training_seconds"] / 3600, 2)
+                facts[fact] = round(state[key] / unit, digits)
         if state.get("calibrated_at") == content.get("global_step"):
             gains = state.get("octave_gains")
     return ModelDescription(
@@ -94,38 +83,28 @@ def describe_metadata(text: str) -> ModelDescription:
     """The description that to_metadata wrote.
 
     Raises:
-        UserError: it is not of this version.
+        AttributeError, LookupError, TypeError, ValueError: it is of another version, or damaged.
     """
-    try:
-        values = json.loads(text)
-        channels, *size = values["image_shape"]
-        # A configuration checks every type and range; the factor and the preset fit images of every size.
-        config = config_from_dict(
-            {
-                "model": values["model"], "diffusion": values["diffusion"],
-                "data": {"image_size": size, "channels": channels}, "grid": {"factors": [1], "preset": "paper"},
-            }
-        )  # fmt: skip
-        kind, clip, facts, training = (values[name] for name in ("kind", "clip", "facts", "config"))
-        if training is not None:
-            config_from_dict(training)
-        if not (isinstance(kind, str) and isinstance(clip, bool) and isinstance(facts, dict)):
-            raise TypeError(f"kind {kind!r:.40}, clip {clip!r:.40}, facts of type {type(facts).__name__}")
-        if not all(isinstance(fact, int | float | str) and len(str(fact)) <= MAX_FACT_CHARS for fact in facts.values()):
-            raise TypeError("a fact is neither a number nor a short text")
-        return ModelDescription(
-            kind=kind,
-            model=config.model,
-            diffusion=config.diffusion,
-            image_shape=(config.data.channels, *config.data.size),
-            clip=clip,
-            assumed=tuple(map(str, values["assumed"])),
-            config=training,
-            facts=facts,
-            octave_gains=_gains(values.get("octave_gains", {})),
-        )
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"its description is not of this version ({first_line(error, 120)})") from None
+    values = json.loads(text)
+    kind, clip, facts, config = (values[name] for name in ("kind", "clip", "facts", "config"))
+    channels, height, width = values["image_shape"]
+    if [type(value) for value in (kind, clip, channels, height, width)] != [str, bool, int, int, int]:
+        raise TypeError(f"kind={kind!r:.40}, clip={clip!r:.40}, image_shape={values['image_shape']!r:.40}")
+    if not all(isinstance(fact, int | float | str) and len(str(fact)) <= MAX_FACT_CHARS for fact in facts.values()):
+        raise TypeError("a fact is neither a number nor a short text")
+    if config is not None:
+        config_from_dict(config)
+    return ModelDescription(
+        kind=kind,
+        model=from_dict(UNetConfig, values["model"]),
+        diffusion=from_dict(DiffusionConfig, values["diffusion"]),
+        image_shape=(channels, height, width),
+        clip=clip,
+        assumed=tuple(map(str, values["assumed"])),
+        config=config,
+        facts=facts,
+        octave_gains=_gains(values.get("octave_gains")),
+    )
 
 
 def _gains(values: Any) -> dict[str, dict[int, Gains]]:
@@ -143,32 +122,25 @@ def _gains(values: Any) -> dict[str, dict[int, Gains]]:
     return gains
 
 
-def parameter_names(parameters: Iterable[str], config: UNetConfig, in_file: Collection[str]) -> ParameterNames:
-    """UNet's own names."""
-    return {name: (name,) for name in parameters}
+class Native(Family):
+    """Lightning checkpoints of train.py, and safetensors with a description."""
+
+    name = "ilvr_lightning"
+    loads = "a checkpoint of train.py, or what export --to safetensors wrote"
+    export_name = "safetensors"
+    writes = f"a .safetensors file, or a folder with {MODEL_FILE} (holds everything)"
+
+    def recognises(self, state: StateDict) -> bool:
+        return KEY in state.metadata or is_checkpoint(state.content)
+
+    def describe(self, state: StateDict, overrides: Overrides) -> ModelDescription:
+        return describe_metadata(state.metadata[KEY]) if KEY in state.metadata else describe_checkpoint(state.content)
+
+    def weights_in(self, folder: Path) -> Path | None:
+        return file if (file := folder / MODEL_FILE).is_file() else None
+
+    def exported_files(self, description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
+        return {out if out.suffix == ".safetensors" else out / MODEL_FILE: (weights, to_metadata(description))}
 
 
-def weights_in(folder: Path) -> Path | None:
-    """The weights of a folder that `export --to safetensors` wrote."""
-    return file if (file := folder / MODEL_FILE).is_file() else None
-
-
-def _exported_files(description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
-    return {out if out.suffix == ".safetensors" else out / MODEL_FILE: (weights, to_metadata(description))}
-
-
-FAMILY = Family(
-    name="ilvr_lightning",
-    loads="a checkpoint of train.py, or what export --to safetensors wrote",
-    recognises=recognises,
-    describe=describe,
-    parameter_names=parameter_names,
-    weights_in=weights_in,
-    export=Export(
-        name="safetensors",
-        writes=f"a .safetensors file, or a folder with {MODEL_FILE} (holds everything)",
-        refusal=lambda description: None,
-        files=_exported_files,
-        keeps_gains=True,
-    ),
-)
+FAMILY = Native()
