@@ -592,7 +592,7 @@ CONFIGS: tuple[tuple[str, str | bytes | Callable[[Path], object]], ...] = (
     ("sparse", _sparse),
 )  # fmt: skip
 HARMLESS = {"an empty section", "nothing", "environment, escaped", "a byte order mark", "utf-16", "binary", "timestamp",
-            "python/tuple", "a key twice", "set"}  # fmt: skip
+            "python/tuple", "a key twice", "set", "a long value"}  # fmt: skip
 """Of these, what may be read."""
 
 
