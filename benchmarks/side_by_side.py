@@ -1,6 +1,6 @@
 """The same references by several samplers, side by side: blur and grain are seen before they are measured.
 
-    python -m benchmarks.side_by_side --ckpt CKPT --ref PICTURES... --out sheet.png [--factor 8] [--tile 128]
+    python -m benchmarks.side_by_side --ckpt CKPT --ref IMAGES... --out grid.png [--factor 8] [--tile 128]
         [--rows 'DDPM as the paper, 1000' 'DDPM as the paper, 20' '2M, eta 0, 20' 'draft*' 'fast*' ...]
 
 Rows are those of `benchmarks.trained`; every sampler begins with the same x_T.
@@ -25,7 +25,7 @@ ROWS = [
 
 
 def main() -> None:
-    """Draw the sheet."""
+    """Draw the grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--ref", nargs="+", required=True)

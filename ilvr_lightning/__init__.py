@@ -1,6 +1,6 @@
 """ILVR (Choi et al., ICCV 2021): train an unconditional diffusion model and steer it with a reference picture.
 
-For Lightning: DDPM, ImageDataModule, ILVRGrid, EMA. For sampling: load_denoiser, generate, SamplingPlan.
+For Lightning: DDPM, ImageDataModule, ILVRGrid, EMA, TrainingLog. For sampling: load_denoiser, generate, SamplingPlan.
 """
 
 import importlib
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ilvr_lightning.diffusion.schedule import respaced_timesteps as respaced_timesteps
     from ilvr_lightning.training.ema import EMA as EMA
     from ilvr_lightning.training.grid import ILVRGrid as ILVRGrid
+    from ilvr_lightning.training.log import TrainingLog as TrainingLog
     from ilvr_lightning.training.module import DDPM as DDPM
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "PerImageNoise": "diffusion.noise",
     "Prediction": "diffusion.denoiser",
     "SamplingPlan": "diffusion.plan",
+    "TrainingLog": "training.log",
     "generate": "diffusion.generate",
     "generate_steps": "diffusion.generate",
     "load_denoiser": "checkpoints.load",

@@ -76,22 +76,26 @@ OTHER_NAMES = {
 """What other programs call a key or a flag of ours. A value that is no key or flag is the whole hint."""
 
 
-def did_you_mean(given: str, known: Sequence[str]) -> str:
+def did_you_mean(given: str, known: Sequence[str], listing: str = "--help") -> str:
     """A hint for an unknown key or flag: its name here, else the nearest known one, else all of them if they are few.
 
     Args:
         given: the word as it was typed.
         known: every word that would have been right.
+        listing: the flag that lists them.
     """
-    meant = OTHER_NAMES.get(given)
-    if meant is not None and " " in meant:
-        return meant
-    if meant not in known:
-        # "--data.path" is data.path with dashes; "size" is the end of data.image_size.
-        plain = given.lstrip("-") if given.lstrip("-") in known else given
-        ends = [word for word in known if word.rpartition(".")[2] == plain]
-        nearest = [plain] if plain in known else ends or difflib.get_close_matches(plain, known, n=1, cutoff=0.6)
-        meant = nearest[0] if len(nearest) == 1 else None
+    plain = given.lstrip("-")
+    for name in (given, plain):
+        meant = OTHER_NAMES.get(name)
+        if meant is not None and " " in meant:
+            return meant
+        if meant in known:
+            return f"did you mean {meant}?"
+    # "--data.path" is data.path with dashes, "size" the end of data.size, "--uncond" the beginning of --unconditional.
+    same = [word for word in known if word in (given, plain) or word.rpartition(".")[2] == plain]
+    longer = [word for word in known if len(plain) > 3 and word.startswith(given)]
+    nearest = same or longer or difflib.get_close_matches(given, known, n=1, cutoff=0.75)
+    meant = nearest[0] if len(nearest) == 1 else None
     if meant is not None:
         return f"did you mean {meant}?"
-    return f"known are {', '.join(known)}" if len(known) < 12 else "--help lists what is known"
+    return f"known are {', '.join(known)}" if len(known) < 12 else f"{listing} lists what is known"

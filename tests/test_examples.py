@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.paths import ROOT
 
@@ -82,3 +83,6 @@ def test_script(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     if "ILVRGrid" in code:
         (grid,) = (tmp_path / "grids").iterdir()
         assert grid.name == "step_0000002.png"
+    if "TrainingLog" in code:
+        (log,) = (tmp_path / "logs").glob("lightning_logs/*/events.out.tfevents.*")
+        assert "train/loss" in EventAccumulator(str(log)).Reload().Tags()["scalars"]

@@ -18,8 +18,8 @@ tags: [diffusion, ddpm, ilvr]
 ---
 # {title}
 {pictures}
-An unconditional diffusion model, {height}x{width} px, {channels} channels. ILVR (Choi et al., ICCV 2021) steers it with
-a reference picture and no retraining:
+An unconditional diffusion model, {height}x{width} px, {channels} channels. A reference picture steers it by ILVR
+(Choi et al., ICCV 2021), without retraining:
 
     python sample.py --ckpt model.safetensors --ref PICTURE --factor 8
 
@@ -28,7 +28,7 @@ or, as a library:
     from ilvr_lightning import generate, load_denoiser
 
     denoise = load_denoiser("model.safetensors")
-    x = generate(denoise, denoise.schedule, denoise.preset("fast", factor=8),
+    x = generate(denoise, denoise.preset("fast", factor=8),
                  seeds=[0, 1, 2, 3], shape=denoise.image_shape, reference=y)    # y: (1, C, H, W) in [-1, 1]
 
 ## Training
@@ -55,7 +55,7 @@ def model_card(folder: Path) -> str:
     channels, height, width = description.image_shape
     training: dict[str, Any] = {
         "data set": config["data"]["path"],
-        **description.facts,
+        **{name: fact for name, fact in description.facts.items() if name != "epoch"},
         "global batch": config["data"]["batch_size"],
         "learning rate": config["optim"]["lr"],
         "EMA decay": config["ema"]["decay"],

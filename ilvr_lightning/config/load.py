@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from ilvr_lightning.config.describe import all_keys, describe
 from ilvr_lightning.config.schema import Config, is_folder_name
-from ilvr_lightning.errors import UserError, did_you_mean, first_line
+from ilvr_lightning.errors import OTHER_NAMES, UserError, did_you_mean, first_line
 
 RETIRED = {
     "checkpoint.on_full_disk", "trainer.min_epochs", "trainer.min_steps", "trainer.limit_test_batches",
@@ -51,7 +51,12 @@ def load_config(arguments: Sequence[str], default: str | Path | None = None, say
     for argument in files:
         if not argument.endswith((".yaml", ".yml")):
             named = Path("configs", f"{argument[:200]}.yaml")
-            hint = f"did you mean {named}?" if argument.isidentifier() and named.is_file() else "see --help"
+            if argument.isidentifier() and named.is_file():
+                hint = f"did you mean {named}?"
+            elif argument.lstrip("-") in (*all_keys(), *OTHER_NAMES) or argument in OTHER_NAMES:
+                hint = did_you_mean(argument, list(all_keys()), "--help-all")
+            else:
+                hint = "see --help"
             raise UserError(f"{argument!r} is neither a config (CONFIG.yaml) nor key=value without spaces; {hint}")
     if len(files) > 1:
         raise UserError(f"give one config: got {' and '.join(files)}")
@@ -129,13 +134,13 @@ def _read_yaml(path: Path) -> DictConfig:
     if not path.exists():
         raise UserError(f"there is no config {path}; the ready ones are in configs/")
     if not path.is_file():
-        raise UserError(f"{path} is no file; give a config, like those in configs/")
+        raise UserError(f"{path} is not a file; give a config, like those in configs/")
     if (size := path.stat().st_size) > MAX_YAML_BYTES:
-        raise UserError(f"{path} is no config: it has {size} bytes, and at most {MAX_YAML_BYTES} are read")
+        raise UserError(f"{path} is too long for a config: it has {size} bytes, and at most {MAX_YAML_BYTES} are read")
     try:
         loaded = OmegaConf.load(io.StringIO(path.read_text(encoding="utf-8")))
     except READ_ERRORS as error:
-        raise UserError(f"{path} is no readable YAML: {first_line(error)}") from None
+        raise UserError(f"{path} cannot be read as YAML: {first_line(error)}") from None
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path} must hold keys and values")
     return loaded
@@ -146,7 +151,7 @@ def _read_override(argument: str) -> DictConfig:
     if not key.strip():
         raise UserError(f"{argument[:100]!r} has no key; give key=value")
     if key.startswith("-"):
-        raise UserError(f"unknown flag {key[:100]}; {did_you_mean(key[:100], list(all_keys()))}")
+        raise UserError(f"unknown flag {key[:100]}; {did_you_mean(key[:100], list(all_keys()), '--help-all')}")
     if len(argument) > MAX_YAML_BYTES or len(key) > 200:
         raise UserError(f"{key[:100]} could not be read: it is too long")
     try:
@@ -214,7 +219,7 @@ def _check_keys(node: Any, known: list[str], key: str = "") -> None:
     for name, value in node.items() if isinstance(node, dict) and key in sections else ():
         full = f"{key}.{name}".lstrip(".")
         if full not in known and full not in sections:
-            raise UserError(f"unknown key {full[:100]}; {did_you_mean(full[:100], known)}")
+            raise UserError(f"unknown key {full[:100]}; {did_you_mean(full[:100], known, '--help-all')}")
         _check_keys(value, known, full)
 
 

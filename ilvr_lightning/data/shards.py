@@ -148,7 +148,7 @@ def _read_footer(file: str) -> Any:
         with _open_parquet(file) as parquet:
             return parquet.metadata
     except pa.ArrowInvalid as error:
-        raise UserError(f"{file} is no readable Parquet file: {first_line(error)}") from error
+        raise UserError(f"{file} cannot be read as a Parquet file: {first_line(error)}") from error
 
 
 @contextmanager

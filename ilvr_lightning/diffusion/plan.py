@@ -150,7 +150,7 @@ class SamplingPlan:
                 (every timestep, fresh noise, the bicubic filter: Choi et al. 2021) or "ilvr_adm" (what the paper's
                 released code computes with 100 respaced steps, its deviations from the paper included). For another
                 timestep_respacing of ADM's give timesteps=respaced_timesteps(T, "ddim50"). For networks that learned no
-                variance ADM's scripts take variance="large", which no file tells.
+                variance ADM's scripts take variance="large", which no checkpoint says.
             **changes: fields that differ.
 
         Raises:
@@ -210,7 +210,7 @@ FORMER_DEFAULTS: dict[str, Any] = {
     "sampler": "ddpm", "num_steps": 50, "spacing": "uniform", "eta": 0.0, "orthogonal": False,
     "reference_noise": "fresh",
 }  # fmt: skip
-"""Defaults that have changed: what a field means that an old PNG lacks, and the ground of the paper's presets."""
+"""Defaults that have changed: what a field means that an old PNG lacks, and the basis of the paper's presets."""
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
     "draft": {"num_steps": 10},

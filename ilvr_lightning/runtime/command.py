@@ -127,7 +127,9 @@ def launched_by_lightning() -> bool:
 
 
 def _program() -> str:
-    return sys.argv[0].rpartition("/")[2] or "ilvr_lightning"
+    """train.py, or ilvr_lightning.checkpoints where that is run by python -m."""
+    parts = sys.argv[0].split("/")
+    return ".".join(parts[-3:-1]) if parts[-1] == "__main__.py" else parts[-1] or "ilvr_lightning"
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,7 +18,7 @@ class EMA(WeightAveraging):
         decay: limit of the decay after the warm-up, in [0, 1).
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: float = 0.999) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
         self._swapped = False

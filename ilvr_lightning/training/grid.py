@@ -62,7 +62,7 @@ class ILVRGrid(Callback):
     over the ranks. A grid goes into a PNG and to TensorBoard.
 
     Args:
-        references: References, or images (B, C, H, W) in [-1, 1].
+        references: References, or images (B, C, H, W) in [-1, 1]; without any, no grid is drawn.
         plan: the sampling settings; by default those of the preset "fast".
         factors: low-pass factors N; each has a group of columns.
         samples: samples per reference and factor.
@@ -71,6 +71,9 @@ class ILVRGrid(Callback):
         every_n_epochs: epochs between grids; 0 draws none at the end of epochs.
         every_n_steps: steps between grids; 0 draws none within epochs.
         batch_size: the global batch of training, which tells how many images fit into memory.
+
+    Raises:
+        TypeError: at setup, the LightningModule is not Steerable.
     """
 
     def __init__(
@@ -119,6 +122,13 @@ class ILVRGrid(Callback):
         grid = cls()
         grid._source = source
         return grid
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.references and not isinstance(pl_module, Steerable):
+            raise TypeError(
+                f"ILVRGrid needs a LightningModule with a denoiser and a schedule; {type(pl_module).__name__} does not "
+                "have both"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn_step": self._drawn_step}
@@ -182,10 +192,7 @@ class ILVRGrid(Callback):
 
     def _generate(self, pl_module: pl.LightningModule, tiles: Sequence[Tile], shape: tuple[int, ...]) -> Tensor:
         """(B, C, H, W) samples of tiles that all follow a reference, or all follow none."""
-        if not isinstance(pl_module, Steerable):
-            raise TypeError(
-                f"ILVRGrid needs a module with a denoiser and a schedule: {type(pl_module).__name__} has not"
-            )
+        assert isinstance(pl_module, Steerable)
         factors = tuple(tile.factor for tile in tiles if tile.factor is not None)
         references = [self.references[tile.row] for tile in tiles] if factors else []
         seeds = [

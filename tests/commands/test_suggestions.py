@@ -50,13 +50,18 @@ TRAIN_SLIPS = {
     "trainer.callbacks=[x]": "callbacks are set in Python: see docs/lightning.md",
     "--config=x": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
     "toon64": "did you mean configs/toon64.yaml?",
+    "--lr=1": "did you mean optim.lr?",
+    "--epochs=3": "did you mean trainer.max_epochs?",
+    "--gpus 2": "did you mean trainer.devices?",
+    "--config x.yaml": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
+    "trainer.nosuch=1": "--help-all lists what is known",
 }
 """Arguments that train.py does not know, and the hint that each gets."""
 
 
 @pytest.mark.parametrize("slip", TRAIN_SLIPS)
 def test_train_suggests_the_key_that_is_meant(slip: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert TRAIN_SLIPS[slip] in cli.refused(train.main, capsys, slip)
+    assert TRAIN_SLIPS[slip] in cli.refused(train.main, capsys, *slip.split())
 
 
 @pytest.mark.parametrize("slip", SAMPLE_SLIPS)
@@ -71,6 +76,7 @@ def test_sample_suggests_the_flag_that_is_meant(slip: str, written: str, capsys:
     ("slip", "hint"),
     [
         ("--xyzzy", "--help lists what is known"),
+        ("--nosuch", "--help lists what is known"),
         ("a.png", "unknown argument a.png; a reference image is given by --ref"),
         ("\n", "a reference image is given by --ref"),
     ],

@@ -46,7 +46,7 @@ refused = functools.partial(cli.refused, train.main)
         ("trainer.accelerator=gpu", "invalid trainer.* setting"),
         ("trainer.precision=8", "precision"),
         ("trainer.max_epochs=many", "max_epochs"),
-        ("lr", "neither a config (CONFIG.yaml) nor key=value without spaces; see --help"),
+        ("lr", "neither a config (CONFIG.yaml) nor key=value without spaces; did you mean optim.lr?"),
         ("toon32", "did you mean configs/toon32.yaml?"),
         ("run.name=${oc.env:HOME}", "run.name must be a plain value"),
         ("run.name=../escape", "run.name must be the name of one folder: got '../escape'"),
@@ -80,7 +80,7 @@ def test_missing_config(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_config_that_is_no_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.yaml").write_text("data: [1")
-    assert "broken.yaml is no readable YAML" in refused(capsys, str(tmp_path / "broken.yaml"))
+    assert "broken.yaml cannot be read as YAML" in refused(capsys, str(tmp_path / "broken.yaml"))
 
 
 def test_empty_folder(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

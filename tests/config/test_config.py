@@ -160,7 +160,7 @@ def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_text("x" * 200_001)
     assert "it has 200001 bytes" in message(str(tmp_path / "large.yaml"))
     os.mkfifo(tmp_path / "pipe.yaml")
-    assert "pipe.yaml is no file" in message(str(tmp_path / "pipe.yaml"))
+    assert "pipe.yaml is not a file" in message(str(tmp_path / "pipe.yaml"))
 
 
 def test_a_config_whose_runs_would_lie_elsewhere(tmp_path: Path) -> None:

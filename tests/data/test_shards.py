@@ -124,7 +124,7 @@ def test_what_cannot_be_streamed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.streaming=true reads every row.* leave out data\.label \(got 'cat'\)"):
         config(tmp_path, label="cat")
     (tmp_path / "x.parquet").write_bytes(b"no Parquet at all")
-    with pytest.raises(UserError, match=r"x\.parquet is no readable Parquet file: "):
+    with pytest.raises(UserError, match=r"x\.parquet cannot be read as a Parquet file: "):
         open_shards(config(tmp_path / "x.parquet"))
     for missing in ("missing/folder/of", "/no/such", "./missing", "x.parquet"):
         with pytest.raises(UserError, match="there is no such folder or file"):

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
+from ilvr_lightning import ILVRGrid
 from tests.support.runs import TrainRun, assert_same_training
 
 
@@ -16,8 +21,15 @@ def test_grids_leave_the_weights_alone(trained: Path, train_run: TrainRun) -> No
 def test_grid_files(trained: Path, images: Path) -> None:
     """Three validation images down; across: reference, two factors of low-pass and sample, one unconditional."""
     assert sorted(p.name for p in (trained / "grids").iterdir()) == ["step_0000004.png", "step_0000008.png"]
-    sheets = [np.asarray(Image.open(p)) for p in sorted((trained / "grids").iterdir())]
-    assert sheets[0].shape == (44 + 12 + 3 * 98, 2 * 12 + 3 * 12 + 96 + 2 * 194 + 96, 3)
+    grids = [np.asarray(Image.open(p)) for p in sorted((trained / "grids").iterdir())]
+    assert grids[0].shape == (44 + 12 + 3 * 98, 2 * 12 + 3 * 12 + 96 + 2 * 194 + 96, 3)
     low_pass, sample = (slice(44, 140), slice(120, 216)), (slice(44, 140), slice(218, 314))
-    assert (sheets[0][low_pass] == sheets[1][low_pass]).all()
-    assert (sheets[0][sample] != sheets[1][sample]).any()
+    assert (grids[0][low_pass] == grids[1][low_pass]).all()
+    assert (grids[0][sample] != grids[1][sample]).any()
+
+
+def test_a_module_without_a_denoiser_is_refused_before_the_training(tmp_path: Path) -> None:
+    grid = ILVRGrid(torch.zeros(1, 3, 8, 8), factors=[2], folder=tmp_path)
+    trainer = pl.Trainer(fast_dev_run=True, accelerator="cpu", callbacks=[grid], enable_progress_bar=False)
+    with pytest.raises(TypeError, match="needs a LightningModule with a denoiser and a schedule; BoringModel does not"):
+        trainer.fit(BoringModel())
