@@ -94,7 +94,7 @@ def did_you_mean(given: str, known: Sequence[str], listing: str = "--help") -> s
     # "--data.path" is data.path with dashes, "size" the end of data.size, "--uncond" the beginning of --unconditional.
     same = [word for word in known if word in (given, plain) or word.rpartition(".")[2] == plain]
     longer = [word for word in known if len(plain) > 3 and word.startswith(given)]
-    nearest = same or longer or difflib.get_close_matches(given, known, n=1, cutoff=0.75)
+    nearest = same or (longer if len(longer) == 1 else difflib.get_close_matches(given, known, n=1, cutoff=0.75))
     meant = nearest[0] if len(nearest) == 1 else None
     if meant is not None:
         return f"did you mean {meant}?"
