@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parents[1]
 Settings = tuple[str, ...]
-"""key=value of each start, in order; a second start goes on from the first."""
+"""key=value of each start, in order; a second start resumes the first."""
 TWO, FOUR = "trainer.devices=2 trainer.strategy=ddp", "trainer.devices=4 trainer.strategy=ddp"
 VARIANTS: dict[str, Settings] = {
     "1 process": ("trainer.devices=1",),

@@ -3,7 +3,7 @@
     python -m benchmarks.features --data FOLDER_OR_DATASET --out FEATURES.pt [--epochs 8]
 
 The data have an image and a label column (CIFAR-10's animals: cat, deer, dog, horse). What the last pooling gives, 128
-numbers an image, is the space in which `benchmarks.trained --features FEATURES.pt` takes the Frechet distance.
+numbers per image, is the space in which `benchmarks.trained --features FEATURES.pt` takes the Frechet distance.
 """
 
 import argparse
@@ -24,7 +24,7 @@ WIDTH = 128
 
 
 class Features(nn.Module):
-    """(B, 3, 32, 32) in [-1, 1] -> (B, WIDTH) features; `classify` goes on to the labels."""
+    """(B, 3, 32, 32) in [-1, 1] -> (B, WIDTH) features; `classify` computes the labels."""
 
     def __init__(self, labels: int) -> None:
         super().__init__()

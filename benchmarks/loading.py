@@ -58,7 +58,7 @@ def published_state() -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Make the files, load each in processes of its own, print a line a file."""
+    """Make the files, load each in processes of its own, print a line per file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files go for the while; a temporary one unless given")

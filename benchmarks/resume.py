@@ -45,7 +45,7 @@ def write_shards(folder: Path, images: int, side: int) -> int:
 
 
 def first_batch(data: ImageDataModule, step: int) -> float:
-    """Seconds to the first batch of a run that goes on at a step."""
+    """Seconds to the first batch of a run that resumes at a step."""
     trainer: Any = SimpleNamespace(
         world_size=1, accumulate_grad_batches=1, global_rank=0, num_devices=1, training=True, global_step=step
     )

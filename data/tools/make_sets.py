@@ -134,7 +134,7 @@ def animal_svg(parts: dict[str, str], rng: random.Random) -> str:
 
 
 def drawing(name: str, split: str, index: int) -> Drawing:
-    """The avatar of one picture: parts are drawn anew until their shape belongs to the split."""
+    """The avatar of one picture: parts are drawn again until their shape belongs to the split."""
     rng = random.Random(f"{name}/{split}/{index}")
     choose, to_svg = {"toon": (toon_parts, toon_svg), "animals": (animal_parts, animal_svg)}[name]
     parts = choose(rng)

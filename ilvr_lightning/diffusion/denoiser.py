@@ -82,7 +82,7 @@ class Denoiser:
 
 
 def clip_prediction(prediction: Prediction, x: Tensor, t: int, schedule: NoiseSchedule) -> Prediction:
-    """Clip x0 to [-1, 1] and make eps anew from it, so that the pair stays consistent with x_t."""
+    """Clip x0 to [-1, 1] and compute eps from it, so that the pair stays consistent with x_t."""
     x0 = prediction.x0.clamp(-1, 1)
     signal, sigma = schedule.signal_and_noise(t, x)
     return Prediction(

@@ -216,7 +216,7 @@ def resize_matrix(length: int, new_length: int, kernel: str) -> Tensor:
 
 
 def dct_basis(side: int) -> Tensor:
-    """(side, side) orthonormal DCT-II, a frequency a row; mirrored borders by construction."""
+    """(side, side) orthonormal DCT-II, one frequency per row; mirrored borders by construction."""
     k = torch.arange(side, dtype=torch.float64)[:, None]
     n = torch.arange(side, dtype=torch.float64)[None, :]
     basis = torch.cos(math.pi * k * (2 * n + 1) / (2 * side)) * math.sqrt(2 / side)

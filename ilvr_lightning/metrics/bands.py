@@ -50,7 +50,7 @@ def measure(x: Tensor, y: Tensor, factor: int) -> dict[str, float]:
     Args:
         x: (B, C, H, W) samples in [-1, 1].
         y: (B, C, H, W) the reference of each.
-        factor: N of the orthogonal bicubic filter that parts the bands.
+        factor: N of the orthogonal bicubic filter that separates the bands.
 
     Returns:
         The figure of each of METRICS.
@@ -86,7 +86,7 @@ def octave_energies(x: Tensor, y: Tensor, factor: int) -> list[float]:
 def octave_ratios(x: Tensor, y: Tensor) -> list[float]:
     """Power of x over that of y (both (B, C, H, W)) by octaves of the radial frequency, the finest last.
 
-    The finest is 1/4 cycle a pixel and above, the one before it 1/8 to 1/4, and so on; the first holds all that is
+    The finest is 1/4 cycle per pixel and above, the one before it 1/8 to 1/4, and so on; the first holds all that is
     below. Borders are mirrored (DCT-II), so that they make no frequencies of their own.
     """
     vertical, horizontal = (torch.arange(side)[:, None] / (2 * side) for side in x.shape[-2:])

@@ -20,7 +20,7 @@ PROBE = 0.01
 MAX_CHANGE = 0.05
 """A gain stays within this distance of 1."""
 MIN_SLOPE = 5.0
-"""The least slope of log-energy against the gain that is believed; it is about 15 at 20 evaluations."""
+"""The least slope of log-energy against the gain that is accepted; it is about 15 at 20 evaluations."""
 
 
 def calibrate(

@@ -73,7 +73,7 @@ class SaveCheckpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count the epoch's batches anew where the run resumes with another trainer.accumulate_grad_batches.
+        """Count the epoch's batches again where the run resumes with another trainer.accumulate_grad_batches.
 
         This edits the loop counters that Lightning (2.5 and 2.6) keeps in a checkpoint.
         """

@@ -63,7 +63,7 @@ def test_prediction_has_the_dtype_of_x() -> None:
     assert (prediction.x0.dtype, prediction.eps.dtype) == (torch.float64, torch.float64)
 
 
-def test_clipping_makes_eps_anew() -> None:
+def test_clipping_computes_eps_again() -> None:
     prediction = Denoiser(Constant(torch.cat([EPS, EPS], 1)), SCHEDULE)(X_T, T_BATCH)
     for i, t in enumerate(T_BATCH.tolist()):
         clipped = clip_prediction(prediction, X_T, t, SCHEDULE)

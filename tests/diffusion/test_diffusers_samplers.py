@@ -87,7 +87,7 @@ def test_ddpm_of_other_predictions(prediction_type: Any, prediction: str) -> Non
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(schedule: str, spacing: Any, eta: float) -> None:
-    """With 20 steps, which divide 1000; clipping makes eps anew from x_0 (use_clipped_model_output)."""
+    """With 20 steps, which divide 1000; clipping computes eps from x_0 (use_clipped_model_output)."""
     scheduler = DDIMScheduler(beta_schedule=schedule, timestep_spacing=spacing)
     timesteps, states = theirs(scheduler, 20, eta=eta, use_clipped_model_output=True)
     assert_same(states, ours(timesteps, schedule, sampler="ddim", eta=eta))

@@ -123,7 +123,7 @@ MUTANTS = (
         "eps kept when x_0 is clipped", "huggingface/diffusers DDIM (use_clipped_model_output=False)",
         "diffusion.denoiser:clip_prediction",
         "eps=(x - signal * x0) / sigma", "eps=prediction.eps",
-        "diffusion/test_denoiser.py::test_clipping_makes_eps_anew",
+        "diffusion/test_denoiser.py::test_clipping_computes_eps_again",
     ),
     mutant(
         "a seed of 0 ignored", "huggingface/diffusers pull request 10964 (if args.seed)",

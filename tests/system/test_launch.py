@@ -142,7 +142,7 @@ def test_notice_to_the_whole_group_with_workers(tiny_config: Path, root: str, tm
 
 
 def test_control_c_on_two_processes(tiny_config: Path, root: str, tmp_path: Path, train_run: TrainRun) -> None:
-    """As a terminal sends it: to both. One process goes on."""
+    """As a terminal sends it: to both. One process continues."""
     process = start("train.py", tiny_config, *PAIR, root, *LONG, "run.name=run")
     folder = wait_for(tmp_path / "tiny" / "run" / "checkpoints" / "last.ckpt").parents[1]
     os.killpg(process.pid, signal.SIGINT)

@@ -62,7 +62,7 @@ def test_a_broken_reference_among_many_on_two_processes(checkpoint: Path, tmp_pa
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_to_the_first_process_ends_all(number: int, status: int, checkpoint: Path, tmp_path: Path) -> None:
-    """No rank goes on by itself, and the same command continues."""
+    """No rank continues by itself, and the same command continues."""
     asked = ("--unconditional", "--num-samples", 2000, "--devices", 2, "--batch-size", 1)
     process = start(*command(checkpoint, tmp_path, *asked))
     while process.poll() is None and not list(tmp_path.glob("*.png")):

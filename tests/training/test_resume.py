@@ -64,7 +64,7 @@ def test_resume_with_another_accumulation(
 
 
 def test_resume_takes_the_last_before_the_best(train_run: TrainRun, straight: Path) -> None:
-    """A run that was killed between the two saves of an epoch's end goes on from before both."""
+    """A run that was killed between the two saves of an epoch's end resumes from before both."""
     with at_call(AtomicCheckpointIO, "save_checkpoint", 4, crash), pytest.raises(LookupError):  # best, last, best
         train_run("between", "trainer.max_epochs=3")
     folder = straight.parent / "between"
