@@ -43,9 +43,9 @@ class ILVR:
     low_pass: LowPassFilter
     """phi_N."""
     reference_noise: ReferenceNoise = "fresh"
-    """The noise of y_s in a step t -> s. fresh: drawn in each step; matched: the network's own eps; fixed: the one that makes
-    x_T of the reference, for the whole run; with these two x_0 is refined before the step, too. fresh_released: drawn
-    in each step, but y_t in place of y_s."""
+    """The noise of y_s in a step t -> s. fresh: drawn in each step; matched: the network's own eps; fixed: the one that
+    makes x_T of the reference, for the whole run; with these two x_0 is refined before the step, too. fresh_released:
+    drawn in each step, but y_t in place of y_s."""
     eps_extrapolation: float = 0.0
     """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
     octave_gains: tuple[tuple[float, ...], ...] = ()
