@@ -48,7 +48,10 @@ def load_weights_into(
     Raises:
         UserError: the checkpoint cannot be read, or has another network; the message lists the settings to give.
     """
-    info = identify(Path(path))
+    try:
+        info = identify(Path(path))
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
     from_run = info.description.assumed_names
     if "diffusion_steps" in from_run and diffusion is not None and diffusion.betas is None:
         schedule = {"noise_schedule": diffusion.schedule, "diffusion_steps": diffusion.num_timesteps}

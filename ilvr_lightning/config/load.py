@@ -171,11 +171,11 @@ def _build(layers: Sequence[DictConfig], say: Say | None) -> Config:
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(_structured(), *layers)))
     except UserError:
         raise
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # a TypeError: keys where a list belongs
         raise UserError(_explain(error, layers)) from None
     except ValueError as error:
         raise UserError(first_line(error, 1000)) from None
-    except (TypeError, ArithmeticError, AttributeError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, RecursionError) as error:
         raise UserError(f"the config could not be read: {first_line(error)}") from None
 
 
@@ -223,7 +223,7 @@ def _check_keys(node: Any, known: list[str], key: str = "") -> None:
         _check_keys(value, known, full)
 
 
-def _explain(error: OmegaConfBaseException, layers: Sequence[DictConfig]) -> str:
+def _explain(error: Exception, layers: Sequence[DictConfig]) -> str:
     key = getattr(error, "full_key", None) or _key_that_fails(layers)
     wanted, meaning = next(((kind, doc) for name, kind, doc, _ in describe() if name == key), ("", ""))
     hint = f"; it must be {wanted}" if wanted else ""
@@ -238,6 +238,6 @@ def _key_that_fails(layers: Sequence[DictConfig]) -> str:
             OmegaConf.update(alone, key, value)
             try:
                 OmegaConf.merge(_structured(), alone)
-            except OmegaConfBaseException:
-                return key
+            except (OmegaConfBaseException, TypeError):
+                return key if not isinstance(value, dict) and key in all_keys() else key.rpartition(".")[0] or key
     return "the config"

@@ -82,6 +82,8 @@ def test_default_config(tmp_path: Path) -> None:
         ("sampling.condition_to=2000", ["sampling.condition_to must be in [0, 1000]: got 2000"]),
         ("grid.preset=papr", ["grid.preset must be one of fast", "got 'papr'"]),
         ("data.path=[", ["data.path could not be read", "data.path=["]),
+        ("optim.betas=a: b", ["optim.betas: ", "it must be list"]),
+        ("grid.factors[0]=8", ["grid.factors: ", "it must be list"]),
         ("data.path=${nope.key}", ["data.path must be a plain value", "${nope.key}"]),
         ("trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches must be at least 1: got 0"]),
         ("trainer.limit_train_batches=1.5", ["trainer.limit_train_batches must be a number of batches, or a share"]),

@@ -1231,7 +1231,7 @@ def mutated_resume(valid: Valid, random: Random) -> Case:
 def _reproduce(valid: Valid, what: str, picture: Content, is_one: bool | None, **more: Content) -> Case:
     files: dict[str, Content] = {f"in/references/{name}": data for name, data in valid.references.items()}
     return Case(what=f"reproduce: {what}", argv=("--reproduce", "in/x.png", "--ckpt", "tiny.safetensors", "--out", OUT),
-                files={**files, "in/x.png": picture, **more}, valid=is_one, names=("--", "recipe", "x.png", "overrides",
+                files={**files, "in/x.png": picture, **more}, valid=is_one, names=("--", "recipe", "x.png", "override",
                 "in/"))  # fmt: skip
 
 

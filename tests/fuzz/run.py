@@ -316,7 +316,7 @@ class Sandbox:
             faults += [] if error.strip().isprintable() else [f"control characters in {error[:300]!r}"]
             words = error.partition(": ")[2].strip()
             faults += [] if len(words) > 15 else [f"a message that says nothing: {error!r}"]
-            if case.names and not any(name in error for name in case.names):
+            if case.names and not any(" ".join(name.split()) in error for name in case.names):
                 faults.append(f"names none of {', '.join(case.names)}: {error[:300]}")
         if "Traceback" in error + out:
             faults.append(f"a traceback: {error[-500:]}")
