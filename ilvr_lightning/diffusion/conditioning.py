@@ -1,5 +1,6 @@
 """What steers a sampler: nothing, or ILVR. A sampler calls two hooks and never knows which conditioning answers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains, cast_like
+from ilvr_lightning.diffusion.multiplier import Multiplier
 from ilvr_lightning.diffusion.noise import NoiseSource
 from ilvr_lightning.diffusion.plan import ReferenceNoise, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
@@ -48,6 +50,14 @@ class ILVR:
     drawn in each step, but y_t in place of y_s."""
     eps_extrapolation: float = 0.0
     """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
+    low_band_gain: float = 0.0
+    """g_max: how far matched noise goes from the network's eps towards the multiplier that the reference needs; 0 takes
+    eps as it is. See Multiplier."""
+    low_band_decay: float = 1.0
+    """delta: how fast the multiplier decays from one level to the next, in [0, 1]."""
+    spectrum: tuple[float, ...] = ()
+    """Variance of the training images' DCT coefficients by radius, as radial_spectrum returns it; the gain needs it.
+    Without it, the spectrum of natural images at the reference's variance."""
     octave_gains: tuple[tuple[float, ...], ...] = ()
     """Multipliers of the octaves of the predicted x_0 above phi in refined steps, the finest last; one list, or
     one per image. For factors that are powers of two."""
@@ -105,12 +115,18 @@ class ILVRRun:
     _eps: Tensor | None = None
     """The matched noise of the present step."""
     _before: tuple[int, Tensor, list[bool]] | None = None
-    """Level and eps of the step before, and which images it refined; None where it refined none."""
+    """Level and eps (or the multiplier) of the step before, and which images it refined; None where it refined none."""
     _mask: Tensor | None = None
     """The mask on the filter's grid."""
     _octaves: OctaveGains | None = None
+    _multiplier: Multiplier | None = None
 
     def __post_init__(self) -> None:
+        if self.settings.low_band_gain:
+            self._multiplier = Multiplier(
+                self.settings.low_pass, self.settings.reference, self.settings.spectrum,
+                gain=self.settings.low_band_gain, decay=self.settings.low_band_decay,
+            )  # fmt: skip
         if self.settings.mask is not None:
             self._mask = cast_like(self.settings.low_pass.cell_means(self.settings.mask), self.settings.reference)
         if self.settings.has_gains:
@@ -127,13 +143,13 @@ class ILVRRun:
         if not any(inside):
             self._before = None
             return prediction
-        self._eps = self._extrapolated(prediction.eps, t, s)
-        self._before = (t, prediction.eps, inside)
         x0 = refined = prediction.x0
+        difference = None if fresh else self._low_band(self.settings.reference - x0, s)
+        self._eps = self._matched_noise(prediction.eps, difference, t, s, inside)
         if self._octaves is not None:
             refined = refined + self._conditioned_pixels(x0, s) * (self._octaves(x0) - x0)
-        if not fresh:
-            refined = refined + self._low_band(self.settings.reference - x0, s)
+        if difference is not None:
+            refined = refined + difference
         return replace(prediction, x0=_where(inside, refined, x0))
 
     def refine_sample(self, x: Tensor, t: int) -> Tensor:
@@ -182,18 +198,22 @@ class ILVRRun:
             return self._eps
         return self.noise.draw("reference", x)
 
-    def _extrapolated(self, eps: Tensor, t: int, s: int) -> Tensor:
-        """eps as the network would say it halfway to s, from its last two values; see docs/samplers.md."""
-        kappa = self.settings.eps_extrapolation
-        if kappa == 0 or s == 0 or self._before is None:
-            return eps
-        t_before, eps_before, refined = self._before
-        eps_before = _where(refined, eps_before, eps)
-        lam = self.schedule.log_snr_half
-        h, h_before = float(lam[s] - lam[t]), float(lam[t] - lam[t_before])
-        # Small steps need none, and would amplify the network's error.
-        fade = min(1.0, max(0.0, h / MIN_EXTRAPOLATION_STEP - 1))
-        return eps + fade * min(1.0, kappa * h / h_before) * (eps - eps_before)
+    def _matched_noise(self, eps: Tensor, difference: Tensor | None, t: int, s: int, inside: list[bool]) -> Tensor:
+        """The noise of y_s: the network's eps, or with a gain the multiplier, extrapolated from its last two values."""
+        log_snr_half = self.schedule.log_snr_half
+        lam_t, h = float(log_snr_half[t]), float(log_snr_half[s] - log_snr_half[t]) if s else math.inf
+        damping: Tensor | float = 1.0
+        if self._multiplier is not None and difference is not None:
+            eps, damping = self._multiplier(eps, difference, lam_t, h)
+        before, self._before = self._before, (t, eps, inside)
+        if self.settings.eps_extrapolation and s and before is not None:
+            t_before, eps_before, refined = before
+            eps_before = _where(refined, eps_before, eps)
+            h_before = lam_t - float(log_snr_half[t_before])
+            # Small steps need none, and would amplify the network's error.
+            fade = min(1.0, max(0.0, h / MIN_EXTRAPOLATION_STEP - 1))
+            eps = eps + fade * min(1.0, self.settings.eps_extrapolation * h / h_before) * damping * (eps - eps_before)
+        return eps if self._multiplier is None else self._multiplier.band.pixels(eps)
 
     def _is_conditioned(self, s: int) -> list[bool]:
         """Whether a step that goes to s is conditioned; one value, or one per image."""

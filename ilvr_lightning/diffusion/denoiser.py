@@ -41,6 +41,10 @@ class Denoiser:
         prediction_type: eps (Ho et al. 2020), v (Salimans and Ho 2022) or x0.
     """
 
+    spectrum: tuple[float, ...] = ()
+    """Variance of the training images' DCT coefficients by radius, as low_band.radial_spectrum returns it, for ILVR's
+    gain; empty if unknown."""
+
     def __init__(
         self,
         network: Callable[[Tensor, Tensor], Tensor],

@@ -105,7 +105,7 @@ def generate_steps(
         return clip_prediction(prediction, x, t, schedule) if plan.clip else prediction
 
     timesteps = evaluated_timesteps(schedule, plan)
-    ilvr = _ilvr(plan, x_T, reference, mask)
+    ilvr = _ilvr(plan, x_T, reference, mask, tuple(getattr(denoise, "spectrum", ())))
     if plan.start_from is not None:
         if ilvr is None:
             raise ValueError("sampling.start_from needs a reference to begin from")
@@ -131,7 +131,9 @@ def evaluated_timesteps(schedule: NoiseSchedule, plan: SamplingPlan) -> list[int
     return list(plan.timesteps or spaced_timesteps(schedule, plan.evaluations, plan.spacing, plan.start_from))
 
 
-def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None) -> ILVR | None:
+def _ilvr(
+    plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None, spectrum: tuple[float, ...] = ()
+) -> ILVR | None:
     if reference is None:
         if mask is not None:
             raise ValueError("a mask needs a reference")
@@ -162,6 +164,9 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tenso
         reference_noise=plan.reference_noise,
         eps_extrapolation=plan.eps_extrapolation,
         octave_gains=gains,
+        low_band_gain=plan.low_band_gain,
+        low_band_decay=plan.low_band_decay,
+        spectrum=spectrum,
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,
         respaced_range_t=plan.respaced_range_t,

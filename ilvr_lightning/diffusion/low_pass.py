@@ -37,15 +37,14 @@ class LowPassFilter:
         for value in factors:
             check_factor(value, self.size)
         pairs = [[low_pass_factors(side, value, kernel, orthogonal) for value in factors] for side in self.size]
-        rows, columns = (_batched([up @ down for up, down in pair]) for pair in pairs)
+        rows, columns = (batched([up @ down for up, down in pair]) for pair in pairs)
         self._matrices = {(torch.device("cpu"), torch.float64): (rows, columns.mT)}
         self._cells = [[len(down) for _, down in pair] for pair in pairs]
         ups = [
-            _batched([_zero_padded(up, 1, max(n)) for up, _ in pair])
-            for pair, n in zip(pairs, self._cells, strict=True)
+            batched([zero_padded(up, 1, max(n)) for up, _ in pair]) for pair, n in zip(pairs, self._cells, strict=True)
         ]
         downs = [
-            _batched([_zero_padded(d, 0, max(n)) for _, d in pair]) for pair, n in zip(pairs, self._cells, strict=True)
+            batched([zero_padded(d, 0, max(n)) for _, d in pair]) for pair, n in zip(pairs, self._cells, strict=True)
         ]
         self._pairs = {(torch.device("cpu"), torch.float64): (ups, downs)}
 
@@ -79,7 +78,7 @@ class LowPassFilter:
         """
         self._check(mask)
         rows, columns = (
-            _batched([_zero_padded(_mean_matrix(side, n), 0, max(cells)) for n in cells])
+            batched([zero_padded(_mean_matrix(side, n), 0, max(cells)) for n in cells])
             for side, cells in zip(self.size, self._cells, strict=True)
         )
         return rows @ mask.to("cpu", torch.float64) @ columns.mT
@@ -144,12 +143,12 @@ def cast_like(table: Tensor, x: Tensor) -> Tensor:
     return table.to(x.dtype).to(x.device)
 
 
-def _batched(matrices: list[Tensor]) -> Tensor:
+def batched(matrices: list[Tensor]) -> Tensor:
     """One matrix, which broadcasts over the batch, or several as (B, 1, ., .)."""
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices).unsqueeze(1)
 
 
-def _zero_padded(matrix: Tensor, dim: int, length: int) -> Tensor:
+def zero_padded(matrix: Tensor, dim: int, length: int) -> Tensor:
     """A matrix padded with zeros along one dimension."""
     shape = list(matrix.shape)
     shape[dim] = length - shape[dim]

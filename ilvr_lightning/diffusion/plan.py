@@ -13,6 +13,8 @@ Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
+LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation")
+"""The settings of matched noise, which `calibrate` chooses for a network."""
 SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
 """The samplers, each with the settings that only some samplers read; samplers.py has a function of each name."""
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -59,6 +61,11 @@ class SamplingPlan:
     fresh noise at the level that the step comes from, as the paper's released code has it."""
     eps_extrapolation: float = 0.0
     """How far matched noise is extrapolated from the last two eps: 0 (not at all) to 1."""
+    low_band_gain: float = 0.0
+    """Largest gain of matched noise (docs/samplers.md): 0 takes the network's eps as it is; larger gains find the
+    reference's mode in fewer steps, and demand a more accurate network."""
+    low_band_decay: float = 1.0
+    """With a gain: how fast the multiplier decays between levels, from 0 (not at all) to 1."""
     octave_gains: tuple[float, ...] = ()
     """Multipliers of the octaves of the predicted x_0 above the filter's frequencies, the finest last: above 1 against
     blur, below 1 against grain. With fewer gains than octaves, the coarsest octaves keep theirs."""
@@ -87,6 +94,17 @@ class SamplingPlan:
             raise ValueError(f"sampling.eta must be between 0 and 1: got {self.eta}")
         if not (math.isfinite(self.eps_extrapolation) and 0 <= self.eps_extrapolation <= 1):
             raise ValueError(f"sampling.eps_extrapolation must be between 0 and 1: got {self.eps_extrapolation}")
+        if not (math.isfinite(self.low_band_gain) and self.low_band_gain >= 0):
+            raise ValueError(f"sampling.low_band_gain must be at least 0: got {self.low_band_gain}")
+        if not (math.isfinite(self.low_band_decay) and 0 <= self.low_band_decay <= 1):
+            raise ValueError(f"sampling.low_band_decay must be between 0 and 1: got {self.low_band_decay}")
+        if self.low_band_gain and self.reference_noise != "matched":
+            raise ValueError(
+                "sampling.low_band_gain needs sampling.reference_noise=matched: "
+                f"got {self.low_band_gain} with {self.reference_noise}"
+            )
+        if self.low_band_gain and not self.orthogonal and self.kernel != "ideal":
+            raise ValueError("sampling.low_band_gain needs sampling.orthogonal=true: got false")
         if self.eps_extrapolation and self.reference_noise != "matched":
             raise ValueError(
                 "sampling.eps_extrapolation needs sampling.reference_noise=matched: "
@@ -146,11 +164,11 @@ class SamplingPlan:
         """A named plan with changes.
 
         Args:
-            name: "fast" (20 steps of the stochastic 2M with matched noise, the default), "draft" (10 of them), "paper"
-                (every timestep, fresh noise, the bicubic filter: Choi et al. 2021) or "ilvr_adm" (what the paper's
-                released code computes with 100 respaced steps, its deviations from the paper included). For another
-                timestep_respacing of ADM's give timesteps=respaced_timesteps(T, "ddim50"). For networks that learned no
-                variance ADM's scripts take variance="large", which no checkpoint says.
+            name: "fast" (20 steps of the stochastic 2M with matched noise, the default), "draft" (10 of them), "best"
+                (50 of them), "paper" (every timestep, fresh noise, the bicubic filter: Choi et al. 2021) or "ilvr_adm"
+                (what the paper's released code computes with 100 respaced steps, its deviations from the paper
+                included). For another timestep_respacing of ADM's give timesteps=respaced_timesteps(T, "ddim50"). For
+                networks that learned no variance ADM's scripts take variance="large", which no checkpoint says.
             **changes: fields that differ.
 
         Raises:
@@ -214,6 +232,7 @@ FORMER_DEFAULTS: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
     "draft": {"num_steps": 10},
+    "best": {"num_steps": 50},
     "paper": {**FORMER_DEFAULTS, "num_steps": "all"},
     "ilvr_adm": {**FORMER_DEFAULTS, "num_steps": 100, "reference_noise": "fresh_released", "respaced_range_t": 0},
 }

@@ -91,7 +91,7 @@ def test_find_images_is_what_ref_uses(reference: Path) -> None:
     [
         ("", "--ref is missing"),
         ("--ref a.png --unconditional", "give --ref or --unconditional, not both"),
-        ("--ref a.png --preset best", "--preset: invalid choice: 'best'"),
+        ("--ref a.png --preset finest", "--preset: invalid choice: 'finest'"),
         ("--ref a.png --sampler euler", "--sampler: invalid choice: 'euler'"),
         ("--ref a.png --steps 0", "--steps must be at least 1: got 0"),
         ("--ref a.png --steps many", "--steps/--num-steps: got 'many'; give an integer or all"),
@@ -237,7 +237,8 @@ GROUPS = {
     "how it is drawn": "--preset --sampler --steps --spacing --eta",
     "where it goes": "--out --format --trajectory --overwrite",
     "where it is computed": "--device --devices --batch-size --precision --compile",
-    "advanced": "--variance --clip --kernel --orthogonal --reference-noise --eps-extrapolation --octave-gains "
+    "advanced": "--variance --clip --kernel --orthogonal --reference-noise --eps-extrapolation --low-band-gain "
+    "--low-band-decay --octave-gains "
     "--respaced-range-t --timesteps --weights --override",
 }
 

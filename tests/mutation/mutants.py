@@ -52,6 +52,24 @@ MUTANTS = (
         "diffusion/test_conditioning.py::test_range_is_in_training_timesteps_and_holds_both_ends",
     ),
     mutant(
+        "gain inverted", "the gain is largest where the signal says least",
+        "diffusion.multiplier:Multiplier.__call__",
+        "(1 / ratio).clamp(max=self._gain)", "ratio.clamp(max=self._gain)",
+        "diffusion/test_multiplier.py::test_equations",
+    ),
+    mutant(
+        "decay of the multiplier forgotten", "the method of multipliers at one level alone has none",
+        "diffusion.multiplier:Multiplier.__call__",
+        "e = e * torch.exp(-h * rho)", "pass",
+        "diffusion/test_multiplier.py::test_equations",
+    ),
+    mutant(
+        "variances not squared", "deviations taken for variances",
+        "diffusion.low_band:LowBand.variances",
+        "(dct_basis(side) @ Q).square()", "(dct_basis(side) @ Q).abs()",
+        "diffusion/test_low_band.py::test_radial_spectrum_of_images_whose_spectrum_is_radial",
+    ),
+    mutant(
         "clipping after refining", "forks of ilvr_adm",
         "diffusion.conditioning:ILVRRun.refine_sample",
         "x + self._low_band(y - x, t)", "(x + self._low_band(y - x, t)).clamp(-1, 1)",
