@@ -97,10 +97,12 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str]) -> None:
     references = find_references(given, loaded.image_shape, "crop", flag="--calibrate")[:MAX_CALIBRATION_IMAGES]
     images = torch.stack([r.tensor for r in references])
     print(f"calibrating  on {len(images)} images ...", flush=True)
-    gains = calibrate_presets(loaded, loaded.schedule, images, clip=loaded.clip)
-    loaded.description = replace(loaded.description, octave_gains=gains)
+    found = calibrate_presets(loaded, images, clip=loaded.clip, say=print)
+    loaded.description = replace(
+        loaded.description, spectrum=found.spectrum, low_band=found.low_band, octave_gains=found.octave_gains
+    )
     print("\n".join(loaded.description.gain_lines()))
-    every = [gain for by_factor in gains.values() for each in by_factor.values() for gain in each]
+    every = [gain for by_factor in found.octave_gains.values() for each in by_factor.values() for gain in each]
     if any(abs(gain - 1) > MAX_CHANGE - 1e-3 for gain in every):
         print("note         a gain is at its limit: are the images of the training domain, and enough of them?")
 

@@ -33,6 +33,10 @@ class ModelDescription:
     """The complete configuration of the run that trained it, where the file holds one."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the file says about its training, such as its step and its validation loss."""
+    spectrum: tuple[float, ...] = ()
+    """Variance of the training images' DCT coefficients by radius, as radial_spectrum returns it; empty if unknown."""
+    low_band: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The calibrated settings of matched noise, LOW_BAND_FIELDS by preset."""
     octave_gains: dict[str, dict[int, Gains]] = field(default_factory=dict)
     """The calibrated gains by preset and factor: they give the octaves above the filter's frequencies the energy of
     real images."""
@@ -62,11 +66,13 @@ class ModelDescription:
         return lines
 
     def gain_lines(self) -> list[str]:
-        """The octave_gains for a reader, in one line per preset."""
+        """The calibration for a reader, in one line per preset."""
         lines = []
-        for preset, by_factor in self.octave_gains.items():
-            each = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
-            lines.append(f"{preset:12} octave_gains {', '.join(each)}")
+        for preset in {**self.octave_gains, **self.low_band}:
+            settings = [f"{name}={value:g}" for name, value in self.low_band.get(preset, {}).items()]
+            by_factor = self.octave_gains.get(preset, {})
+            gains = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
+            lines.append(" ".join([f"{preset:12}", *settings, *(["octave_gains", ", ".join(gains)] if gains else [])]))
         return lines
 
 

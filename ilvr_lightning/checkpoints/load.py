@@ -18,16 +18,20 @@ from ilvr_lightning.checkpoints.files import Weights, read_weights
 from ilvr_lightning.config.load import config_from_dict
 from ilvr_lightning.config.schema import MAX_SIDE, Config
 from ilvr_lightning.diffusion.denoiser import Denoiser
-from ilvr_lightning.diffusion.plan import Gains, SamplingPlan
+from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, Gains, SamplingPlan
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError, first_line
 from ilvr_lightning.models.unet import UNet
 
 CALIBRATED_FOR = (
     "sampler", "num_steps", "spacing", "timesteps", "eta", "variance", "clip", "kernel", "orthogonal",
-    "reference_noise", "eps_extrapolation", "start_from",
+    "reference_noise", "start_from", *LOW_BAND_FIELDS,
 )  # fmt: skip
-"""The octave_gains of a factor hold for plans that agree in these fields."""
+"""A calibration holds for plans that agree in these fields."""
+
+
+def _agree(plan: SamplingPlan, other: SamplingPlan) -> bool:
+    return all(getattr(plan, name) == getattr(other, name) for name in CALIBRATED_FOR)
 
 
 class LoadedDenoiser(Denoiser):
@@ -42,19 +46,27 @@ class LoadedDenoiser(Denoiser):
     found: "CheckpointInfo"
     """The checkpoint, without its weights."""
 
+    def calibrated(self, preset: str, plan: SamplingPlan) -> SamplingPlan:
+        """The plan with the settings of matched noise that were calibrated for a preset, unless it differs from it."""
+        if not _agree(plan, SamplingPlan.preset(preset, clip=self.clip)):
+            return plan
+        changes: dict[str, Any] = self.description.low_band.get(preset, {})
+        return replace(plan, **changes)
+
     def gains(self, preset: str, plan: SamplingPlan) -> dict[int, Gains]:
-        """The octave_gains by factor that were calibrated for a preset; none if the plan differs from the preset."""
-        original = SamplingPlan.preset(preset, clip=self.clip)
-        same = all(getattr(plan, name) == getattr(original, name) for name in CALIBRATED_FOR)
-        return self.description.octave_gains.get(preset, {}) if same else {}
+        """The octave_gains by factor that were calibrated for a preset; none if the plan differs from it."""
+        original = self.calibrated(preset, SamplingPlan.preset(preset, clip=self.clip))
+        return self.description.octave_gains.get(preset, {}) if _agree(plan, original) else {}
 
     def preset(self, name: str, factor: int = 8, **changes: Any) -> SamplingPlan:
-        """A preset with the clipping and the calibrated octave_gains of this checkpoint.
+        """A preset with the clipping and the calibration of this checkpoint.
 
         Raises:
             ValueError: as SamplingPlan.preset.
         """
         plan = SamplingPlan.preset(name, **{"clip": self.clip, "factor": factor, **changes})
+        if not set(LOW_BAND_FIELDS) & changes.keys():
+            plan = self.calibrated(name, plan)
         if "octave_gains" in changes:
             return plan
         return replace(plan, octave_gains=self.gains(name, plan).get(factor, ()))
@@ -146,8 +158,9 @@ def load_denoiser(
     )
     denoiser.image_shape = description.image_shape
     denoiser.clip = description.clip
+    denoiser.spectrum = description.spectrum
     # The average of the weights was calibrated.
-    denoiser.description = replace(description, octave_gains={}) if weights == "raw" else description
+    denoiser.description = replace(description, octave_gains={}, low_band={}) if weights == "raw" else description
     denoiser.found = replace(info, state=replace(info.state, tensors={}, content={}))  # unmaps the file
     return denoiser
 

@@ -1,20 +1,29 @@
-"""Calibration of octave_gains, so that ILVR samples have the energy of real images above the filter's frequencies."""
+"""Calibration: what the presets leave to each network, found on held-out images of its domain."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ilvr_lightning.diffusion.denoiser import Denoise
-from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.diffusion.denoiser import Denoise, Denoiser
+from ilvr_lightning.diffusion.generate import DenoiseWithSchedule, generate
+from ilvr_lightning.diffusion.low_band import radial_spectrum
 from ilvr_lightning.diffusion.noise import derive_seed
-from ilvr_lightning.diffusion.plan import Gains, SamplingPlan, as_tuple
+from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, Gains, SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.metrics.bands import octave_energies
+from ilvr_lightning.metrics.bands import energy_scores, octave_energies
 
 PRESETS = ("fast", "draft")
 """The presets that are calibrated."""
+LOW_BAND_CHOICES = (
+    (0.0, 1.0, 0.0), (2.0, 0.0, 0.75), (4.0, 0.0, 0.75), (8.0, 0.0, 0.75), (16.0, 0.0, 0.75), (1000.0, 1.0, 0.75),
+)  # fmt: skip
+"""The settings of matched noise that are tried: low_band_gain, low_band_decay and eps_extrapolation."""
+FACTOR, FEW = 8, 32
+"""They are tried at this N, on so many images."""
 PROBE = 0.01
 """Step of a gain by which the slope is measured."""
 MAX_CHANGE = 0.05
@@ -41,15 +50,8 @@ def calibrate(
     (factor,) = as_tuple(plan.factor)
 
     def excess(gains: Tensor) -> Tensor:
-        made = [
-            generate(
-                denoise, schedule, replace(plan, octave_gains=tuple(gains.tolist())), seeds=seeds[i : i + batch],
-                shape=(images.shape[1], images.shape[2], images.shape[3]), reference=images[i : i + batch],
-                device=images.device,
-            )
-            for i in range(0, len(images), batch)
-        ]  # fmt: skip
-        energies = octave_energies(torch.cat(made).clamp(-1, 1), images, factor)
+        made = _samples(denoise, schedule, replace(plan, octave_gains=tuple(gains.tolist())), images, seeds, batch)
+        energies = octave_energies(made.clamp(-1, 1), images, factor)
         return torch.tensor(energies, dtype=torch.float64).clamp(1e-6, 1e6).log().nan_to_num(0.0)
 
     gains = torch.ones(factor.bit_length() - 1, dtype=torch.float64)
@@ -61,25 +63,111 @@ def calibrate(
     return tuple(round(gain, 4) for gain in gains.tolist())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What held-out images say of a network."""
+
+    spectrum: tuple[float, ...]
+    """Variance of the images' DCT coefficients by radius."""
+    low_band: dict[str, dict[str, float]]
+    """LOW_BAND_FIELDS by preset."""
+    octave_gains: dict[str, dict[int, Gains]]
+    """By preset and factor."""
+
+
 def calibrate_presets(
-    denoise: Denoise, schedule: NoiseSchedule, images: Tensor, *, seed: int = 0, clip: bool = True, batch: int = 64
-) -> dict[str, dict[int, Gains]]:
-    """{preset: {factor: octave_gains}} for PRESETS and the powers of two as factors.
+    denoiser: Denoiser,
+    images: Tensor,
+    *,
+    seed: int = 0,
+    clip: bool = True,
+    batch: int = 64,
+    say: Callable[[str], object] = lambda line: None,
+) -> Calibration:
+    """Choose the settings of matched noise of each of PRESETS, then the octave_gains of the powers of two as factors.
 
     Args:
-        denoise: the network as a callable.
-        schedule: the denoiser's.
+        denoiser: the network; its spectrum becomes that of the images.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain.
         seed: seed of the noise.
         clip: whether the plans clip x_0.
         batch: images sampled at once.
+        say: is told what was chosen, and by how much it was better.
     """
-    seeds = [derive_seed(seed, "calibration", i) for i in range(len(images))]
+    schedule = denoiser.schedule
+    denoiser.spectrum = tuple(float(f"{variance:.4g}") for variance in radial_spectrum(images))
+    seeds = [derive_seed(seed, "calibration", i) for i in range(2 * len(images))]
     height, width = images.shape[2:]
     factors = [n for n in (2, 4, 8, 16, 32, 64) if height % n == width % n == 0 and 2 * n <= min(height, width)]
-    plans = {preset: SamplingPlan.preset(preset, clip=clip) for preset in PRESETS}
-    return {
-        preset: {n: calibrate(denoise, schedule, replace(plan, factor=n), images, seeds, batch) for n in factors}
-        for preset, plan in plans.items()
-        if factors and plan.evaluations <= schedule.num_timesteps
-    }
+    low_band: dict[str, dict[str, float]] = {}
+    octave_gains: dict[str, dict[int, Gains]] = {}
+    for preset in PRESETS if factors else ():
+        plan = SamplingPlan.preset(preset, clip=clip)
+        if plan.evaluations > schedule.num_timesteps:
+            continue
+        factor = max(n for n in factors if n <= FACTOR)
+        low_band[preset], better = choose_low_band(denoiser, replace(plan, factor=factor), images[:FEW], seeds, batch)
+        say(f"{preset:12} " + " ".join(f"{k}={v:g}" for k, v in low_band[preset].items()) + f" ({better})")
+        changes: dict[str, Any] = low_band[preset]
+        plan = replace(plan, **changes)
+        octave_gains[preset] = {
+            n: calibrate(denoiser, schedule, replace(plan, factor=n), images, seeds[: len(images)], batch)
+            for n in factors
+        }
+    if "fast" in low_band:
+        low_band["best"] = low_band["fast"]  # with more steps the choice matters less, and costs more
+    return Calibration(spectrum=denoiser.spectrum, low_band=low_band, octave_gains=octave_gains)
+
+
+def choose_low_band(
+    denoiser: DenoiseWithSchedule, plan: SamplingPlan, images: Tensor, seeds: Sequence[int], batch: int = 64
+) -> tuple[dict[str, float], str]:
+    """The settings of matched noise with the lowest energy score of the high band, two samples per image.
+
+    Of settings whose score is within one standard error of the lowest (of the differences, image by image), the first
+    of LOW_BAND_CHOICES is taken.
+
+    Args:
+        denoiser: the network, with the spectrum of its images.
+        plan: with one factor.
+        images: (B, C, H, W) in [-1, 1], held-out images of the training domain.
+        seeds: two per image.
+        batch: images sampled at once.
+
+    Returns:
+        The settings, and in words how much lower their score is than without a gain.
+    """
+    (factor,) = as_tuple(plan.factor)
+    twice = images.repeat_interleave(2, 0)
+    scores = []
+    for choice in LOW_BAND_CHOICES:
+        changes: dict[str, Any] = dict(zip(LOW_BAND_FIELDS, choice, strict=True))
+        made = _samples(denoiser, denoiser.schedule, replace(plan, **changes), twice, seeds, batch)
+        scores.append(energy_scores(made.clamp(-1, 1).reshape(-1, 2, *images.shape[1:]), images, factor))
+    best = min(scores, key=lambda score: float(score.mean()))
+    behind = [_mean_and_error(score - best) for score in scores]
+    chosen = next(i for i, (mean, error) in enumerate(behind) if not mean > error)
+    mean, error = (100 * value / float(scores[0].mean()) for value in _mean_and_error(scores[0] - scores[chosen]))
+    settings = dict(zip(LOW_BAND_FIELDS, LOW_BAND_CHOICES[chosen], strict=True))
+    return settings, f"energy score lower by {mean:.1f}% ±{error:.1f}"
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _samples(
+    denoise: Denoise, schedule: NoiseSchedule, plan: SamplingPlan, images: Tensor, seeds: Sequence[int], batch: int
+) -> Tensor:
+    """One sample per image and seed."""
+    return torch.cat(
+        [
+            generate(
+                denoise, schedule, plan, seeds=seeds[i : i + batch][: len(images) - i],
+                shape=(images.shape[1], images.shape[2], images.shape[3]), reference=images[i : i + batch],
+                device=images.device,
+            )
+            for i in range(0, len(images), batch)
+        ]
+    )  # fmt: skip

@@ -6,8 +6,9 @@ from typing import Any, Literal, overload
 
 from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import Reference, References
-from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, check_factor
+from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, SamplingPlan, as_tuple, check_factor
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.runtime.command import say
 from ilvr_lightning.sampling.arguments import Arguments, flags_in_errors
 from ilvr_lightning.sampling.recipe import Recipe, identity
 
@@ -233,6 +234,8 @@ def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, in
         factors = factors or [n for n in SWEEP_FACTORS if side % n == 0 and n < side]
         ranges = ranges or [(round(a * T), round(b * T)) for a, b in SWEEP_RANGES]
     calibrated = args.octave_gains is None and args.image_size is None
+    if all(getattr(args, name) is None for name in LOW_BAND_FIELDS):
+        plan = denoiser.calibrated(args.preset, plan)
     gains = denoiser.gains(args.preset, plan) if calibrated else {}
     plans = []
     for factor in factors or [DEFAULT_FACTOR]:
@@ -241,4 +244,9 @@ def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, in
             with flags_in_errors():
                 changed = replace(plan, octave_gains=gains.get(factor, plan.octave_gains), **changes)
             plans.append(check_plan(changed, denoiser, shape, follows=True))
+    if plan.low_band_gain and not denoiser.spectrum:
+        say(
+            "note         --low-band-gain: the checkpoint does not say how its training images vary, so natural images "
+            "are assumed; python -m ilvr_lightning.checkpoints export --calibrate adds it"
+        )
     return plans

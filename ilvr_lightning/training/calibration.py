@@ -1,4 +1,4 @@
-"""Calibration: sets the octave_gains of the presets at the end of training, on held-out images."""
+"""Calibration: at the end of training, sets what the presets leave to each network, on held-out images."""
 
 import warnings
 from typing import Any
@@ -29,14 +29,20 @@ class Calibration(Callback):
     def __init__(self, images: int, seed: int) -> None:
         self.images = images
         self.seed = seed
+        self.spectrum: tuple[float, ...] = ()
+        self.low_band: dict[str, dict[str, float]] = {}
         self.gains: dict[str, dict[int, Gains]] = {}
         self.calibrated_at = -1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"octave_gains": self.gains, "calibrated_at": self.calibrated_at}
+        return {
+            "spectrum": self.spectrum, "low_band": self.low_band, "octave_gains": self.gains,
+            "calibrated_at": self.calibrated_at,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.gains, self.calibrated_at = state_dict["octave_gains"], state_dict["calibrated_at"]
+        self.spectrum, self.low_band = state_dict.get("spectrum", ()), state_dict.get("low_band", {})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs or reached_max_steps(trainer)
@@ -54,10 +60,10 @@ class Calibration(Callback):
         say(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images")
         try:
             with ema_weights(trainer, pl_module):
-                self.gains = calibrate_presets(
-                    pl_module.denoiser, pl_module.schedule, images.to(pl_module.device), seed=self.seed,
-                    batch=batch_size,
-                )  # fmt: skip
+                found = calibrate_presets(
+                    pl_module.denoiser, images.to(pl_module.device), seed=self.seed, batch=batch_size, say=say
+                )
+            self.spectrum, self.low_band, self.gains = found.spectrum, found.low_band, found.octave_gains
             self.calibrated_at = trainer.global_step
         except RuntimeError as error:  # out of memory, say: what was trained must still be saved
             warnings.warn(

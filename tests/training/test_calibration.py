@@ -180,9 +180,16 @@ def test_gains_of_other_weights_are_not_taken(train_run: Callable[..., Path]) ->
 
 
 @pytest.mark.parametrize(
-    "value", ["3", '{"fast": {"0": [1.0]}}', '{"fast": {"4": [9.0]}}', '{"fast": {"4": 1.0}}', '{"fast": 1}']
-)
-def test_hostile_gains_in_a_file(value: str, trained: Path, tmp_path: Path) -> None:
+    ("field", "value"),
+    [
+        *(("octave_gains", value) for value in ("3", '{"fast": {"0": [1.0]}}', '{"fast": {"4": [9.0]}}',
+                                                '{"fast": {"4": 1.0}}', '{"fast": 1}')),
+        *(("low_band", value) for value in ("3", '{"fast": 1}', '{"fast": {"low_band_gain": -1}}',
+                                            '{"fast": {"eps_extrapolation": 7}}', '{"fast": {"low_band_gain": "x"}}')),
+        *(("spectrum", value) for value in ("3", "[-1.0]", '["x"]', "[NaN]", f"[{'1,' * 20_000}1]")),
+    ],
+)  # fmt: skip
+def test_hostile_calibration_in_a_file(field: str, value: str, trained: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -195,11 +202,21 @@ def test_hostile_gains_in_a_file(value: str, trained: Path, tmp_path: Path) -> N
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         metadata = dict(file.metadata())
     description = json.loads(metadata["ilvr_lightning"])
-    description["octave_gains"] = json.loads(value)
+    description[field] = json.loads(value)
     hostile = tmp_path / "hostile.safetensors"
     save_file(state, hostile, {**metadata, "ilvr_lightning": json.dumps(description)})
     with pytest.raises(UserError, match=r"hostile\.safetensors describes no network that loads: "):
         load_denoiser(hostile, say=None)
+
+
+def test_a_gain_without_a_spectrum_says_so(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--ckpt", trained / "checkpoints" / "last.ckpt", "--ref", next(images.glob("*.png")), "--low-band-gain", 2,
+            "--factor", 4, "--steps", 3, "--num-samples", 1, "--device", "cpu", "--out", tmp_path]  # fmt: skip
+    assert sample.main(list(map(str, argv))) == 0
+    assert "natural images are assumed" in capsys.readouterr().out
+    assert [line["recipe"]["plan"]["low_band_gain"] for line in samples.index(tmp_path)] == [2.0]
 
 
 def test_bad_gain_on_the_command_line(trained: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,8 +265,13 @@ def test_gains_are_used_where_they_were_set(train_run: Callable[..., Path], monk
     folder = train_run("calibrated_thrice", "calibration.images=3")
     loaded = load_denoiser(folder / "checkpoints" / "last.ckpt", say=None)
     gains = loaded.description.octave_gains["fast"]
-    assert loaded.preset("fast", 4) == SamplingPlan.preset("fast", factor=4, octave_gains=gains[4])
+    chosen: dict[str, Any] = loaded.description.low_band["fast"]
+    assert loaded.preset("fast", 4) == SamplingPlan.preset("fast", factor=4, octave_gains=gains[4], **chosen)
+    assert loaded.preset("best", 4) == SamplingPlan.preset("best", factor=4, **chosen)
+    assert loaded.preset("fast", 4, low_band_gain=0.125).octave_gains == ()
+    assert loaded.preset("fast", 4, num_steps=19).low_band_gain == 0
     assert loaded.preset("fast", 4, octave_gains=(1.0,)).octave_gains == (1.0,)
     for other in ({"clip": False}, {"num_steps": 19}, {"eta": 0.5}, {"factor": 8}):
         assert loaded.preset("fast", **{"factor": 4, **other}).octave_gains == ()  # type: ignore[arg-type]
-    assert not load_denoiser(folder / "checkpoints" / "last.ckpt", "raw", say=None).description.octave_gains
+    raw = load_denoiser(folder / "checkpoints" / "last.ckpt", "raw", say=None).description
+    assert not raw.octave_gains and not raw.low_band and raw.spectrum

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families.family import Family, FileContent, StateDict, TensorDict
 from ilvr_lightning.config.load import config_from_dict, from_dict
-from ilvr_lightning.config.schema import DiffusionConfig, without_local_paths
-from ilvr_lightning.diffusion.plan import Gains
+from ilvr_lightning.config.schema import MAX_SIDE, DiffusionConfig, without_local_paths
+from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, Gains, SamplingPlan
 from ilvr_lightning.models.config import UNetConfig
 
 KEY = "ilvr_lightning"
@@ -28,6 +29,13 @@ CALLBACK_FACTS = (
     ("training_seconds", "hours of training", 3600, 2),
 )
 """(key in a callback's state, the fact that it is, its unit, digits after the point)."""
+
+
+CALIBRATION = ("spectrum", "low_band", "octave_gains")
+"""What a calibration leaves in the description of a model, and in the state of the callback that made it."""
+
+MAX_RADIUS = 2 * MAX_SIDE
+"""A file may hold a list of any length where the spectrum is expected."""
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
@@ -48,7 +56,7 @@ def describe_checkpoint(content: Mapping[str, Any]) -> ModelDescription:
     """
     plain = content["hyper_parameters"]["config"]
     config = config_from_dict(plain)
-    gains: Any = {}
+    calibration: dict[str, Any] = {}
     counts = {"step": content.get("global_step"), "epoch": content.get("epoch")}
     facts: dict[str, int | float | str] = {k: n for k, n in counts.items() if type(n) is int and 0 <= n < 2**63}
     batch_size = plain.get("data", {}).get("batch_size")
@@ -59,7 +67,7 @@ def describe_checkpoint(content: Mapping[str, Any]) -> ModelDescription:
             if isinstance(state.get(key), float):
                 facts[fact] = round(state[key] / unit, digits)
         if state.get("calibrated_at") == content.get("global_step"):
-            gains = state.get("octave_gains")
+            calibration = {name: state[name] for name in CALIBRATION if name in state}
     return ModelDescription(
         kind="ilvr_lightning checkpoint",
         model=config.model,
@@ -67,7 +75,7 @@ def describe_checkpoint(content: Mapping[str, Any]) -> ModelDescription:
         diffusion=config.diffusion,
         config=json.loads(json.dumps(plain)),
         facts=facts,
-        octave_gains=_gains(gains),
+        **_checked(calibration),
     )
 
 
@@ -103,8 +111,26 @@ def describe_metadata(text: str) -> ModelDescription:
         assumed=tuple(map(str, values["assumed"])),
         config=config,
         facts=facts,
-        octave_gains=_gains(values.get("octave_gains")),
+        **_checked({name: values[name] for name in CALIBRATION if name in values}),
     )
+
+
+def _checked(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """The calibration that a file holds, with the types and ranges that it must have.
+
+    Raises:
+        AttributeError, TypeError, ValueError: it is something else.
+    """
+    spectrum = tuple(float(variance) for variance in calibration.get("spectrum", ()))
+    if len(spectrum) > MAX_RADIUS or not all(0 <= variance < math.inf for variance in spectrum):
+        raise ValueError("the spectrum must be variances by radius")
+    low_band: dict[str, dict[str, float]] = {
+        str(preset): {name: float(settings[name]) for name in LOW_BAND_FIELDS if name in settings}
+        for preset, settings in calibration.get("low_band", {}).items()
+    }
+    for settings in low_band.values():
+        SamplingPlan(**settings)  # type: ignore[arg-type]  # it checks the ranges
+    return {"spectrum": spectrum, "low_band": low_band, "octave_gains": _gains(calibration.get("octave_gains"))}
 
 
 def _gains(values: Any) -> dict[str, dict[int, Gains]]:
