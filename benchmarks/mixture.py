@@ -1,27 +1,38 @@
 """Samplers on a mixture of Gaussians, where the conditional has modes and ILVR's approximation shows.
 
-    python -m benchmarks.mixture [--samples 400] [--references 40]
+    python -m benchmarks.mixture [--mixture six] [--samples 400] [--references 40] [--seed 1]
 
-Six components in one dimension of 32 samples. The exact denoiser and the exact conditional p(x | phi(x) = phi(y)) are
-known, a mixture itself; the samplers' draws are compared with it by the weight that each component gets (total
-variation) and by the sliced 2-Wasserstein distance in the band that the conditional leaves free, over its variance.
-Means over references drawn from the data, with the standard error; both measures have a floor, which the first row
-shows: as many exact draws of the conditional.
+Images are lines of pixels. `six`: six components in 32 pixels, which share much of their low band, so that the mode is
+decided early; `overlap64` and `overlap256`: eight components in 64 and 256 pixels (16 and 64 constrained dimensions at
+N=4) whose low bands overlap, so that matched noise without a gain finds the mode. The exact denoiser and the exact
+conditional p(x | phi(x) = phi(y)) are known, a mixture itself; the samplers' draws are compared with it by the weight
+that each component gets (total variation) and by the sliced 2-Wasserstein distance in the band that the conditional
+leaves free, over its variance. Means over references drawn from the data, with the standard error; both measures have
+a floor, which the first row shows: as many exact draws of the conditional.
+The presets `draft`, `fast` and `best` have the gain that
+`metrics.calibration.choose_low_band` chooses for the exact denoiser on other draws of the data; the line before the
+tables says which.
 """
 
 import argparse
+import functools
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.diffusion.low_band import radial_spectrum
 from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.diffusion.schedule import NoiseSchedule
+from ilvr_lightning.metrics.calibration import PRESETS, choose_low_band
 from tests.support.gaussian import SCHEDULE, ancestral, solver
 
 
@@ -50,6 +61,19 @@ class Mixture:
         mean = weights @ self.means
         x0 = (mean + (flat - math.sqrt(a) * mean) @ gain.mT).reshape(x.shape)
         return Prediction(x0=x0, eps=(x - math.sqrt(a) * x0) / math.sqrt(1 - a))
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return SCHEDULE
+
+    @functools.cached_property
+    def spectrum(self) -> tuple[float, ...]:
+        """Variance of the images' DCT coefficients by radius."""
+        images = self.draw(20_000, torch.Generator().manual_seed(5))
+        return tuple(radial_spectrum(images.reshape(len(images), 1, 1, -1)))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        return self.denoise(x, t)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, n) images."""
@@ -82,6 +106,30 @@ def six_components(length: int = 32) -> Mixture:
     return Mixture((low + high) @ basis, covariance)
 
 
+def overlapping(length: int) -> Mixture:
+    """Eight components whose means differ by one standard deviation in the low band, and by more above it."""
+    generator = torch.Generator().manual_seed(0)
+    basis = dct_basis(length)
+    k = torch.arange(length, dtype=torch.float64)
+    deviation = 1 / (1 + k)
+    deviation = 0.5 * deviation * math.sqrt(length) / deviation.norm()
+    above = 3 * deviation * ((k >= length // 8) & (k < length // 2))
+    means = torch.randn((8, length), generator=generator, dtype=torch.float64)
+    means = means * (deviation * (k < length // 8) / math.sqrt(length // 8) + above)
+    covariance = basis.mT @ torch.diag(deviation.square()) @ basis
+    return Mixture(means @ basis, covariance)
+
+
+MIXTURES: dict[str, Callable[[], Mixture]] = {
+    "six": six_components,
+    "overlap64": lambda: overlapping(64),
+    "overlap256": lambda: overlapping(256),
+}
+
+CALIBRATION_IMAGES = 400
+"""Drawn for the calibration: an exact denoiser is cheap."""
+
+
 @dataclass(frozen=True)
 class BatchNoise:
     """One generator for all images, which is quicker than one each."""
@@ -103,6 +151,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--references", type=int, default=40)
+    parser.add_argument("--mixture", choices=tuple(MIXTURES), default="six")
+    parser.add_argument("--seed", type=int, default=1, help="of the references and of the noise")
     parser.add_argument("--factor", type=int, nargs="+", default=[4, 8])
     args = parser.parse_args()
     rows: dict[str, SamplingPlan | None] = {
@@ -120,16 +170,20 @@ def main() -> None:
         "2M, matched, eta 1, 20": solver(20, eta=1.0),
         "2M, matched, eta 1, kappa 0.75, 20": solver(20, eta=1.0, eps_extrapolation=0.75),
     }
-    data = six_components()
+    data = MIXTURES[args.mixture]()
     length = data.means.shape[1]
-    generator = torch.Generator().manual_seed(1)
+    rows |= presets(data, length)
+    generator = torch.Generator().manual_seed(args.seed)
     references = data.draw(args.references, generator)
     for factor in args.factor:
         phi = low_pass_matrix(length, factor, orthogonal=True)
         print(f"\nN={factor}, {args.references} references, {args.samples} samples each")
         print("| sampler, evaluations | total variation of the components | sliced W2² / variance |\n|---|---|---|")
         for name, plan in rows.items():
-            figures = [measure(data, y, phi, plan, factor, args.samples, i) for i, y in enumerate(references)]
+            figures = [
+                measure(data, y, phi, plan, factor, args.samples, 1000 * args.seed + i)
+                for i, y in enumerate(references)
+            ]
             cells = []
             for values in zip(*figures, strict=True):
                 error = statistics.stdev(values) / math.sqrt(len(values))
@@ -137,11 +191,25 @@ def main() -> None:
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def presets(data: Mixture, length: int) -> dict[str, SamplingPlan]:
+    """The presets, with the gains that the calibration chooses for this denoiser; `best` has those of `fast`."""
+    images = data.draw(CALIBRATION_IMAGES, torch.Generator().manual_seed(6)).reshape(-1, 1, 1, length)
+    chosen: dict[str, SamplingPlan] = {}
+    for name in PRESETS:
+        plan = SamplingPlan.preset(name, clip=False, factor=8)
+        settings, better = choose_low_band(data, plan, images, range(2 * len(images)), batch=400)
+        changes: dict[str, Any] = settings
+        print(f"{name}: {' '.join(f'{k}={v:g}' for k, v in settings.items())} ({better})")
+        chosen[name] = replace(plan, **changes)
+    chosen["best"] = replace(chosen["fast"], num_steps=SamplingPlan.preset("best").num_steps)
+    return {name: chosen[name] for name in ("draft", "fast", "best")}
+
+
 def measure(
     data: Mixture, y: Tensor, phi: Tensor, plan: SamplingPlan | None, factor: int, count: int, seed: int
 ) -> tuple[float, float]:
     """Total variation of the component weights, and the sliced distance, for one reference."""
-    generator = torch.Generator().manual_seed(1000 + seed)
+    generator = torch.Generator().manual_seed(seed)
     weights, means, covariance = data.conditional(y, phi)
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt()
@@ -158,7 +226,7 @@ def measure(
     else:
         x_T = torch.randn((count, 1, 1, len(y)), generator=generator, dtype=torch.float64)
         x = generate(
-            data.denoise, SCHEDULE, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
+            data, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
             reference=y.reshape(1, 1, 1, -1), x_T=x_T, noise=BatchNoise(generator),
         ).flatten(1)  # fmt: skip
     share = data.responsibilities(x, 1.0, 0.0).mean(0)
