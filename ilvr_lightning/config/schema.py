@@ -238,9 +238,9 @@ class CalibrationConfig:
     """The calibration of the presets fast and draft at the end of training."""
 
     images: int = 64
-    """Number of held-out images that the calibration follows as references. It chooses the gain of matched noise for each
-    preset, and octave_gains for each factor, so that samples have as much fine detail as real images; the checkpoint
-    keeps them. 0 skips it."""
+    """Number of held-out images that the calibration follows as references. It chooses the gain of matched noise for
+    each preset, and octave_gains for each factor, so that samples have as much fine detail as real images; the
+    checkpoint keeps them. 0 skips it."""
 
     def __post_init__(self) -> None:
         _at_least_zero("calibration", self, "images")
