@@ -1,7 +1,6 @@
 """What the tests share: a folder of small images, a config that trains in a second, a finished run."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +9,9 @@ import torch
 from PIL import Image
 
 import train
+from tests.support.runs import TINY_CONFIG, TrainRun
 
 torch.set_num_threads(1)  # networks this small are slower on more
-
-TINY_CONFIG = """\
-data: {{path: {data}, image_size: 8, batch_size: 4, validation_fraction: 0.15, num_workers: 0}}
-model: {{channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: []}}
-diffusion: {{schedule: cosine, num_timesteps: 25}}
-optim: {{lr: 1.0e-3, warmup_steps: 2}}
-sampling: {{num_steps: 4}}
-grid: {{factors: [2, 4], samples: 1, every_n_epochs: 0}}
-calibration: {{images: 0}}
-trainer:
-  max_epochs: 1
-  default_root_dir: {root}
-  accelerator: cpu
-  precision: 32-true
-  enable_progress_bar: false
-  enable_model_summary: false
-  log_every_n_steps: 1
-  num_sanity_val_steps: 0
-"""
-
-TrainRun = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,12 @@ def test_no_circle() -> None:
     assert tuple(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
+def test_tests_share_through_support_alone() -> None:
+    """conftest files hold fixtures; what is imported lies in tests/support."""
+    shared = {name for path in (ROOT / "tests").rglob("*.py") for name in imports(path) if name.endswith("conftest")}
+    assert shared == set()
+
+
 def test_no_room_is_forgotten() -> None:
     assert {room_of(path) for path in sources()} == set(FLOORS)
 

@@ -248,7 +248,7 @@ def load_error_message(path: str, error: BaseException) -> str:
     if "gated" in text.lower() or re.search(r"\b40[13] (Client|Unauthorized|Forbidden)", text):
         return f"data.path={path} is gated or private: accept its terms on the Hub, then run `hf auth login`"
     if kind in ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError") or "reach" in text.lower():
-        return f"data.path={path} is no local folder, and the Hub cannot be reached: check the network or the path"
+        return f"data.path={path} is not a local folder, and the Hub cannot be reached: check the network or the path"
     if kind in ("DatasetNotFoundError", "RepositoryNotFoundError"):
         return f"data.path={path} is neither a local folder nor a data set on the Hub (or it needs `hf auth login`)"
     if kind == "DatasetGenerationError":  # whose cause alone says what went wrong

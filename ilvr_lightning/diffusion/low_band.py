@@ -50,9 +50,9 @@ class LowBand:
         Args:
             spectrum: variance of the DCT's coefficients by radius, as `radial_spectrum` returns it.
         """
-        by_pixel = _at_radii(spectrum, self.size)
+        by_frequency = _at_radii(spectrum, self.size)
         rows, columns = ((dct_basis(side) @ Q).square() for side, Q in zip(self.size, self._bases, strict=True))
-        variances: Tensor = rows.mT @ by_pixel @ columns
+        variances: Tensor = rows.mT @ by_frequency @ columns
         return variances
 
 

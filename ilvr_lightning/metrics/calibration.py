@@ -22,7 +22,7 @@ LOW_BAND_CHOICES = (
     (0.0, 1.0, 0.0), (2.0, 0.0, 0.75), (4.0, 0.0, 0.75), (8.0, 0.0, 0.75), (16.0, 0.0, 0.75), (1000.0, 1.0, 0.75),
 )  # fmt: skip
 """The settings of matched noise that are tried: low_band_gain, low_band_decay and eps_extrapolation."""
-FACTOR, FEW = 8, 32
+CHOICE_FACTOR, CHOICE_IMAGES = 8, 32
 """They are tried at this N, on so many images."""
 PROBE = 0.01
 """Step of a gain by which the slope is measured."""
@@ -105,8 +105,9 @@ def calibrate_presets(
         plan = SamplingPlan.preset(preset, clip=clip)
         if plan.evaluations > schedule.num_timesteps:
             continue
-        factor = max(n for n in factors if n <= FACTOR)
-        low_band[preset], better = choose_low_band(denoiser, replace(plan, factor=factor), images[:FEW], seeds, batch)
+        factor = max(n for n in factors if n <= CHOICE_FACTOR)
+        few = images[:CHOICE_IMAGES]
+        low_band[preset], better = choose_low_band(denoiser, replace(plan, factor=factor), few, seeds, batch)
         say(f"{preset:12} " + " ".join(f"{k}={v:g}" for k, v in low_band[preset].items()) + f" ({better})")
         changes: dict[str, Any] = low_band[preset]
         plan = replace(plan, **changes)

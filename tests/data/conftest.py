@@ -1,7 +1,6 @@
 """What several tests of this room read: a folder of classes, a set with a broken image, a data set on the Hub."""
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +9,7 @@ import fsspec  # type: ignore[import-untyped]
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem  # type: ignore[import-untyped]
 
-from tests.support.image_sets import png, table, write_shards
-
-Hub = Callable[[dict[str, list[str]]], None]
+from tests.support.image_sets import Hub, png, table, write_shards
 
 
 @pytest.fixture

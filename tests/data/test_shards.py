@@ -14,8 +14,7 @@ from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import read_image, to_pixels
 from ilvr_lightning.data.shards import open_shards
 from ilvr_lightning.errors import UserError
-from tests.data.conftest import Hub
-from tests.support.image_sets import ROWS, png, red, set_up, write_shards
+from tests.support.image_sets import ROWS, Hub, png, red, set_up, write_shards
 from tests.support.image_sets import stream_config as config
 
 

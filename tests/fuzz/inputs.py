@@ -1327,7 +1327,7 @@ def folders_by_hand(valid: Valid) -> list[Case]:
         "ten thousand lines": (line + b"\n") * 10**4,
         "latin 1": "é".encode("latin-1"), "a folder": lambda path: path.mkdir(), "a FIFO": os.mkfifo,
         "a loop": lambda path: path.symlink_to(path.name), "a null byte": b"\0" * 100, "deep objects": b'{"a":' * 10**5,
-        "a link out": lambda path: path.symlink_to("../work/canary"),
+        "a link out": lambda path: path.symlink_to("../cwd/canary"),
         "zeros": lambda path: path.symlink_to("/dev/zero"),
     }  # fmt: skip
     made = [
@@ -1338,8 +1338,8 @@ def folders_by_hand(valid: Valid) -> list[Case]:
     odd: dict[str, Content] = {
         "empty": b"", "half": valid.picture[:60], "another": encoded("PNG"), "a folder": lambda path: path.mkdir(),
         "a FIFO": os.mkfifo,
-        "a link out": lambda path: path.symlink_to("../work/canary.png"),
-        "a dangling link out": lambda path: path.symlink_to("../work/x.png"),
+        "a link out": lambda path: path.symlink_to("../cwd/canary.png"),
+        "a dangling link out": lambda path: path.symlink_to("../cwd/x.png"),
         "a bomb": png(50_000, 50_000), "zeros": lambda path: path.symlink_to("/dev/zero"), "text": b"mine",
         "a loop": lambda p: p.symlink_to(p.name),
     }  # fmt: skip

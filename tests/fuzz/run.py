@@ -29,9 +29,9 @@ from ilvr_lightning.checkpoints.families import adm
 from ilvr_lightning.data.images import silence_decoders
 from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
-from tests.conftest import TINY_CONFIG
 from tests.fuzz.inputs import EXECUTED, OUT, SAMPLE, SECRET, TRAIN, Case, Valid, saved
 from tests.support.paths import ROOT
+from tests.support.runs import TINY_CONFIG
 
 MOST_MB, MOST_SECONDS, LONGEST = 500, 10, 1700
 SKIPS = ("skip", "damaged", "stay in memory", "add the following callbacks", "was not created with")
@@ -122,7 +122,7 @@ class Sandbox:
     def __init__(self, root: Path) -> None:
         global _watch
         self.root = root.resolve()
-        self.work, self.out, self.cache = self.root / "work", self.root / "out", self.root / "cache"
+        self.work, self.out, self.cache = self.root / "cwd", self.root / "out", self.root / "cache"
         for folder in (self.work / "images", self.root / "home", self.cache):
             folder.mkdir(parents=True)
         _watch = _watch or Watch()

@@ -14,20 +14,10 @@ from ilvr_lightning.models.config import UNetConfig
 from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.runtime import hardware
 from ilvr_lightning.runtime.hardware import CompiledForward, should_compile, training_precision
-from tests.conftest import TrainRun
+from tests.support.oracles import small_unet
+from tests.support.runs import TrainRun
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def network() -> UNet:
-    torch.manual_seed(0)
-    config = UNetConfig(
-        channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(8,), num_head_channels=8
-    )
-    made = UNet(config, (8, 8))
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return made
 
 
 @pytest.mark.parametrize(
@@ -119,7 +109,7 @@ def test_what_does_not_compile_runs_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "compile", failing)
-    made, x, t = network(), torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
+    made, x, t = small_unet(), torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
     compiled = CompiledForward(made)
     torch.testing.assert_close(compiled(x, t), made(x, t))
     compiled(x, t)
@@ -140,7 +130,7 @@ def test_compiled_for_the_first_shape_alone(monkeypatch: pytest.MonkeyPatch) -> 
         return run
 
     monkeypatch.setattr(torch, "compile", compile_)
-    made = network()
+    made = small_unet()
     compiled = CompiledForward(made)
     for batch in (2, 1, 2):
         x, t = torch.randn(batch, 3, 8, 8), torch.zeros(batch, dtype=torch.int64)
@@ -177,7 +167,7 @@ def test_results_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CUDA graph gives the same memory each time."""
     buffer = torch.zeros(2, 3, 8, 8)
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x, t: buffer.copy_(x))
-    compiled, t = CompiledForward(network()), torch.tensor([0, 5])
+    compiled, t = CompiledForward(small_unet()), torch.tensor([0, 5])
     with torch.no_grad():
         first = compiled(torch.ones(2, 3, 8, 8), t)
         compiled(torch.zeros(2, 3, 8, 8), t)

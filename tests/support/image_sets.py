@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.datamodule import ImageDataModule
 
+Hub = Callable[[dict[str, list[str]]], None]
+"""Makes every data set on the Hub have these files by split."""
 SIZES = (7, 1, 13, 0, 29)
 """Rows of the shards that `write_shards` writes; each row group holds three."""
 ROWS = sum(SIZES)

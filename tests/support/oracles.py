@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.low_pass import low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import FORMER_DEFAULTS, SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
+from ilvr_lightning.models.config import UNetConfig
+from ilvr_lightning.models.unet import UNet
 
 
 def make_plan(**settings: Any) -> SamplingPlan:
@@ -77,3 +79,15 @@ def nesting_error(side: int, finer: int, coarser: int, kernel: str, orthogonal: 
     """||(I - P_N) P_M|| for N = finer, M = coarser."""
     fine, coarse = (low_pass_matrix(side, n, kernel, orthogonal) for n in (finer, coarser))
     return float(torch.linalg.matrix_norm(coarse - fine @ coarse, 2))
+
+
+def small_unet() -> UNet:
+    """A network of 8 channels with attention, for images of 3x8x8, with weights that are not 0."""
+    torch.manual_seed(0)
+    config = UNetConfig(
+        channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(8,), num_head_channels=8
+    )
+    made = UNet(config, (8, 8))
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return made

@@ -13,8 +13,27 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TrainRun = Callable[..., Path]
-
-
+TINY_CONFIG = """\
+data: {{path: {data}, image_size: 8, batch_size: 4, validation_fraction: 0.15, num_workers: 0}}
+model: {{channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: []}}
+diffusion: {{schedule: cosine, num_timesteps: 25}}
+optim: {{lr: 1.0e-3, warmup_steps: 2}}
+sampling: {{num_steps: 4}}
+grid: {{factors: [2, 4], samples: 1, every_n_epochs: 0}}
+calibration: {{images: 0}}
+trainer:
+  max_epochs: 1
+  default_root_dir: {root}
+  accelerator: cpu
+  precision: 32-true
+  enable_progress_bar: false
+  enable_model_summary: false
+  log_every_n_steps: 1
+  num_sanity_val_steps: 0
+"""
+"""Trains in a second."""
+GRIDS = ("trainer.max_epochs=3", "grid.every_n_steps=3", "grid.every_n_epochs=1")
+"""The settings of a run with grids within its three epochs and at their ends."""
 STATES = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
 
 

@@ -4,16 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import TrainRun
+from tests.support.runs import GRIDS, TrainRun
 
 
 @pytest.fixture(scope="session")
 def straight(train_run: TrainRun) -> Path:
     """Three epochs of four steps, without grids."""
     return train_run("straight", "trainer.max_epochs=3")
-
-
-GRIDS = ("trainer.max_epochs=3", "grid.every_n_steps=3", "grid.every_n_epochs=1")
 
 
 @pytest.fixture(scope="session")

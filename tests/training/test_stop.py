@@ -12,6 +12,7 @@ from ilvr_lightning.training.checkpointing import SaveCheckpoints
 from ilvr_lightning.training.grid import ILVRGrid
 from ilvr_lightning.training.module import DDPM
 from tests.support.runs import (
+    GRIDS,
     STATES,
     TrainRun,
     assert_same_logs,
@@ -21,7 +22,6 @@ from tests.support.runs import (
     last,
     signalling,
 )
-from tests.training.conftest import GRIDS
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The interface of a checkpoint family: what loading, exporting and the help ask of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,7 @@ def file_version(path: Path) -> FileVersion:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-class Family:
+class Family(ABC):
     """One layout of checkpoints. Only unconditional networks that UNet can be are described; others are refused."""
 
     name: str
@@ -81,17 +82,17 @@ class Family:
     writes: str = ""
     """What OUT becomes, for the help of `export`."""
 
+    @abstractmethod
     def recognises(self, state: StateDict) -> bool:
         """Whether a file belongs to the family, by its names and metadata alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, state: StateDict, overrides: Overrides) -> ModelDescription:
         """The hyper-parameters, from the file and the overrides.
 
         Raises:
             ValueError: UNet cannot be this network. (A damaged file may raise anything.)
         """
-        raise NotImplementedError
 
     def names(self, parameters: Iterable[str], config: UNetConfig, in_file: Collection[str] = ()) -> ParameterNames:
         """The file's names, given UNet's, the architecture, and, where spellings differ, every name in the file."""
@@ -106,7 +107,7 @@ class Family:
         return ()
 
     def exported_files(self, description: ModelDescription, weights: TensorDict, out: Path) -> dict[Path, FileContent]:
-        """The files to write, given the weights under UNet's names, and OUT.
+        """The files to write, given the weights under UNet's names, and OUT; for families with an export_name.
 
         Raises:
             UserError: the format cannot express this network.
