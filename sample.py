@@ -38,8 +38,7 @@ def sample(args: Arguments) -> int:
     shape = check_image_size(denoiser, args.image_size)
     plans = expand_sweep(args, denoiser, shape)  # every factor with every range
     references = find_references(args.ref, shape, args.fit, args.mask)
-    requests = SampleRequests(references, plans, args.num_samples, seed=args.seed, weights=args.weights,
-                              checkpoint_sha256=denoiser.found.sha256, overrides=dict(args.override))  # fmt: skip
+    requests = SampleRequests.of_arguments(args, references, plans, denoiser.found.sha256)
     folder = SampleFolder(args.out, requests, overwrite=args.overwrite, trajectory=args.trajectory)
     loader = SampleLoader(requests, folder.missing(), args.batch_size)  # a second start continues the first
     stop, grids, writer = StopOnSignal(), SampleGrids(folder), SampleWriter(folder, loader)

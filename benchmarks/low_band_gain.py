@@ -22,7 +22,7 @@ from ilvr_lightning.diffusion.low_band import radial_spectrum
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, SamplingPlan
 from ilvr_lightning.metrics.bands import energy_scores, high_band_energy
-from ilvr_lightning.metrics.calibration import LOW_BAND_CHOICES
+from ilvr_lightning.metrics.calibration import GAIN_CHOICES, LIMIT_CHOICES
 
 
 @torch.no_grad()
@@ -46,9 +46,11 @@ def main() -> None:
     for preset in args.preset:
         for factor in args.factor:
             print(f"\n{preset}, N={factor}, {len(y)} held-out images, two samples each")
-            print(f"| {' | '.join(LOW_BAND_FIELDS)} | score | difference | energy | s per image |\n{7 * '|---'}|")
+            print(f"| {' | '.join(LOW_BAND_FIELDS)} | score | difference | energy | s per image |\n{8 * '|---'}|")
             first = None
-            for choice in LOW_BAND_CHOICES:
+            for choice in [(*gain, 0.0) for gain in GAIN_CHOICES] + [
+                (4.0, 0.0, 0.75, limit) for limit in LIMIT_CHOICES
+            ]:
                 changes: dict[str, Any] = dict(zip(LOW_BAND_FIELDS, choice, strict=True))
                 plan = replace(SamplingPlan.preset(preset, factor=factor, clip=loaded.clip), **changes)
                 start, made = time.perf_counter(), []

@@ -395,6 +395,7 @@ class Config:
         plan = self.grid_plan.resolved(self.diffusion.T)
         for name in ("condition_from", "condition_to"):
             _check(isinstance(getattr(plan, name), int), f"sampling.{name} must be one number for grids")
+        _check(not isinstance(plan.reference_sigma, tuple), "sampling.reference_sigma must be one number for grids")
         _check(
             plan.variance != "learned" or self.model.learn_sigma,
             "sampling.variance=learned needs model.learn_sigma=true; give small, large or auto",

@@ -24,11 +24,16 @@ from ilvr_lightning.data.images import (
     to_pixels,
     to_tensor,
 )
+from ilvr_lightning.data.noise import estimate_noise
 from ilvr_lightning.errors import UserError
 
 INPAINT_LIMIT = 4_000_000
 """Images with transparent parts and more pixels are first reduced to a quarter of this number: filling the parts takes
 a hundred bytes per pixel."""
+
+
+NO_NOISE = 0.01
+"""Below this deviation (in [-1, 1]) a reference is taken to have no noise: clean drawings are estimated so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,8 @@ class Reference:
     """(H, W, 1): 255 where the reference is followed, 0 where it is not; None follows it everywhere."""
     size: tuple[int, int] | None = None
     """Height and width before the image was fitted."""
+    noise: float = 0.0
+    """Estimated standard deviation of its noise and compression, for pixels in [-1, 1], after it was fitted."""
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -118,7 +125,11 @@ def fit_reference(name: str, image: Image.Image, size: tuple[int, int], channels
                     f"the reference {name} is transparent in all of the part that is used; crop it, or give --fit pad"
                 )
     fitted = to_pixels(fit_image(convert(image, channels), size, fit))
-    return Reference(name=name, pixels=fitted, mask=mask, size=(image.height, image.width))
+    reduction = min(image.height / size[0], image.width / size[1])
+    noise = round(estimate_noise(image) / reduction, 4)
+    return Reference(
+        name=name, pixels=fitted, mask=mask, size=(image.height, image.width), noise=noise if noise > NO_NOISE else 0.0
+    )
 
 
 def _inpaint_transparent(image: Image.Image) -> Image.Image:

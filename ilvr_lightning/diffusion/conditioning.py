@@ -55,6 +55,11 @@ class ILVR:
     eps as it is. See Multiplier."""
     low_band_decay: float = 1.0
     """delta: how fast the multiplier decays from one level to the next, in [0, 1]."""
+    low_band_limit: float = 0.0
+    """Largest root mean square of the multiplier, per image; 0 sets none."""
+    reference_sigma: tuple[float, ...] = (0.0,)
+    """Deviation of the reference's own noise; one value, or one per image. Such a reference is an x_t itself, at the
+    level where 1/snr = sigma^2: above that level only the missing noise is added, below it nothing is refined."""
     spectrum: tuple[float, ...] = ()
     """Variance of the training images' DCT coefficients by radius, as radial_spectrum returns it; the gain needs it.
     Without it, the spectrum of natural images at the reference's variance."""
@@ -112,6 +117,8 @@ class ILVRRun:
     x_T: Tensor | None = None  # noqa: N815 - the field's name
     _from: int = 0
     """The level that the present step comes from."""
+    _mean: Tensor | None = None
+    """What the low band of the present x_0 is to be, if not y's."""
     _eps: Tensor | None = None
     """The matched noise of the present step."""
     _before: tuple[int, Tensor, list[bool]] | None = None
@@ -120,12 +127,21 @@ class ILVRRun:
     """The mask on the filter's grid."""
     _octaves: OctaveGains | None = None
     _multiplier: Multiplier | None = None
+    _variance: Tensor | None = None
+    """(B, 1, 1, 1) variance of the reference's own noise, if it has any."""
+    _own_levels: tuple[int, ...] = (0,)
+    """The lowest level that is at least as noisy as the reference is; one value, or one per image."""
 
     def __post_init__(self) -> None:
-        if self.settings.low_band_gain:
+        settings, sigmas = self.settings, self.settings.reference_sigma
+        if any(sigmas):
+            self._variance = torch.tensor(sigmas).to(settings.reference).reshape(-1, 1, 1, 1).square()
+            self._own_levels = tuple(self.schedule.level_of_noise(sigma) for sigma in sigmas)
+        if settings.low_band_gain:
             self._multiplier = Multiplier(
-                self.settings.low_pass, self.settings.reference, self.settings.spectrum,
-                gain=self.settings.low_band_gain, decay=self.settings.low_band_decay,
+                settings.low_pass, settings.reference, settings.spectrum,
+                gain=settings.low_band_gain, decay=settings.low_band_decay, limit=settings.low_band_limit,
+                sigma=0.0 if self._variance is None else self._variance.sqrt(),
             )  # fmt: skip
         if self.settings.mask is not None:
             self._mask = cast_like(self.settings.low_pass.cell_means(self.settings.mask), self.settings.reference)
@@ -136,7 +152,7 @@ class ILVRRun:
         """Give x_0 the reference's low frequencies before a step from t, eps unchanged (matched and fixed noise)."""
         self._from = t
         fresh = self.settings.reference_noise in ("fresh", "fresh_released")
-        if fresh and not self.settings.has_gains:
+        if fresh and not self.settings.has_gains and self._variance is None:
             return prediction
         s = max((u for u in self.timesteps if u < t), default=0)
         inside = self._is_conditioned(s)
@@ -144,7 +160,12 @@ class ILVRRun:
             self._before = None
             return prediction
         x0 = refined = prediction.x0
-        difference = None if fresh else self._low_band(self.settings.reference - x0, s)
+        if self._variance is not None:
+            # q = (z(y) - E[z(x_0) | x_t, y]) / sigma^2, the multiplier, is sqrt(snr) eps.
+            snr = math.exp(2 * float(self.schedule.log_snr_half[t]))
+            self._mean = self.settings.reference - self._variance * math.sqrt(snr) * prediction.eps
+        target = self.settings.reference if self._mean is None else self._mean
+        difference = None if fresh else self._low_band(target - x0, s)
         self._eps = self._matched_noise(prediction.eps, difference, t, s, inside)
         if self._octaves is not None:
             refined = refined + self._conditioned_pixels(x0, s) * (self._octaves(x0) - x0)
@@ -160,17 +181,38 @@ class ILVRRun:
             t: training timestep in [0, T] that x is at.
         """
         inside = self._is_conditioned(t)
-        # Fresh noise is drawn at every step, so that an image's does not depend on the ranges of the others; the
-        # released code draws none outside its range, which is one for all.
-        fresh = self.settings.reference_noise.startswith("fresh") and self.settings.respaced_range_t is None
-        if not (fresh or any(inside)):
+        # Noise is drawn at every step, so that an image's does not depend on the ranges of the others; the released
+        # code draws none outside its range, which is one for all.
+        draws = self.settings.reference_noise.startswith("fresh") or self._variance is not None
+        if not (any(inside) or (draws and self.settings.respaced_range_t is None)):
             return x
-        y, level = self.settings.reference, self._from if self.settings.reference_noise == "fresh_released" else t
-        if level:
-            y = self.schedule.q_sample(y, level, self._noise(x))
+        y = self._noised_reference(x, t, self._from if self.settings.reference_noise == "fresh_released" else t)
         if not any(inside):
             return x
         return _where(inside, x + self._low_band(y - x, t), x)
+
+    def _noised_reference(self, x: Tensor, s: int, level: int) -> Tensor:
+        """The reference at a level; with noise of its own it is an x_t itself, which needs only the missing noise.
+
+        Args:
+            x: (B, C, H, W) the sampler's proposal.
+            s: the timestep that the step goes to.
+            level: the timestep that the reference is noised for: s, or where the step comes from as released.
+        """
+        y = self.settings.reference
+        if self._variance is None:
+            return self.schedule.q_sample(y, level, self._noise(x)) if level else y
+        drawn = self.noise.draw("reference", x)
+        noise = drawn if self.settings.reference_noise.startswith("fresh") else self._noise(x)
+        signal, sigma = self.schedule.signal_and_noise(level, x)
+        variance = (sigma / signal).square()  # of the noise of x_s / sqrt(alphas_cumprod_s)
+        missing = (1 - self._variance / variance).clamp(min=0) if level else torch.zeros_like(self._variance)
+        above = y + sigma / signal * (missing if self.settings.reference_noise == "matched" else missing.sqrt()) * noise
+        # Below the reference's own level u: q(x_s | x_0, x_u = y) (Ho et al. 2020, equation 6), x_0 its posterior mean.
+        share = (variance / self._variance).clamp(max=1)
+        mean = y if self._mean is None else self._mean
+        below = torch.lerp(mean, y, share) + (variance * (1 - share)).sqrt() * drawn
+        return signal * _where([s < own for own in self._own_levels], below, above)
 
     def _low_band(self, difference: Tensor, t: int) -> Tensor:
         """phi of y - x, where the mask has a step that goes to t conditioned."""
@@ -221,7 +263,8 @@ class ILVRRun:
         if range_t is not None and sum(u < self._from for u in self.timesteps) <= range_t:
             return [False]
         highs = self.schedule.num_timesteps if self.settings.condition_from is None else self.settings.condition_from
-        return [b <= s <= a for a, b in _paired(as_tuple(highs), as_tuple(self.settings.condition_to))]
+        lows = as_tuple(self.settings.condition_to)
+        return [b <= s <= a and own <= self._from for a, b, own in _per_image(as_tuple(highs), lows, self._own_levels)]
 
 
 MIN_EXTRAPOLATION_STEP = 0.2
@@ -235,7 +278,7 @@ def _where(inside: list[bool], refined: Tensor, x: Tensor) -> Tensor:
     return torch.where(torch.tensor(inside, device=x.device).reshape(-1, 1, 1, 1), refined, x)
 
 
-def _paired(highs: tuple[int, ...], lows: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(a, b) for each image; a single value is repeated."""
-    count = max(len(highs), len(lows))
-    return list(zip(highs * (count // len(highs)), lows * (count // len(lows)), strict=True))
+def _per_image(*settings: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The values of several settings for each image; a single value is repeated."""
+    count = max(map(len, settings))
+    return list(zip(*(values * (count // len(values)) for values in settings), strict=True))

@@ -12,7 +12,7 @@ from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_predicti
 from ilvr_lightning.diffusion.exact_low_band import project_to_low_band
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import NoiseSource, PerImageNoise
-from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple, gains_per_image
+from ilvr_lightning.diffusion.plan import SamplingPlan, gains_per_image, sigmas_per_image
 from ilvr_lightning.diffusion.samplers import SAMPLERS, Run, SamplerState
 from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
 
@@ -150,8 +150,9 @@ def _ilvr(
             f"the reference must have the shape {tuple(x_T.shape)}, or 1 in place of {len(x_T)}: "
             f"got {tuple(reference.shape)}"
         )
-    for name in ("factor", "condition_from", "condition_to"):
-        count = len(as_tuple(getattr(plan, name)))
+    for name in ("factor", "condition_from", "condition_to", "reference_sigma"):
+        value = getattr(plan, name)
+        count = len(value) if isinstance(value, tuple) else 1
         if count not in (1, len(x_T)):
             raise ValueError(f"sampling.{name} must be one, or one per image: got {count} for {len(x_T)} images")
     gains = gains_per_image(plan.octave_gains)
@@ -166,6 +167,8 @@ def _ilvr(
         octave_gains=gains,
         low_band_gain=plan.low_band_gain,
         low_band_decay=plan.low_band_decay,
+        low_band_limit=plan.low_band_limit,
+        reference_sigma=sigmas_per_image(plan.reference_sigma),
         spectrum=spectrum,
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,

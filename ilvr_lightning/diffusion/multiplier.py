@@ -20,8 +20,14 @@ class Multiplier:
 
         e <- z(eps) + sqrt(snr) g z(y - x_0),   g = min(g_max, 1 / (snr C))
 
+    A reference with noise of its own, of deviation sigma, asks for less: q = (z(y) - E[z(x_0) | x_t]) / sigma^2. Then
+    `difference` is that of y - sigma^2 q from x_0, and g = min(g_max, 1 / (snr (C + sigma^2))).
+
+    Where no image of the training domain has the low band of y, there is no such e, and the multiplier would grow
+    without bound: e is shortened to the root mean square `limit`, per image.
+
     From a level to the next, h further in half-log-SNR, e decays by exp(-h rho), rho = min(1, (1 + delta g) J) with
-    J = snr C / (1 + snr C): with rho = 1, q stays what it is, as it does for Gaussian images.
+    J = snr (C + sigma^2) / (1 + snr C): with rho = 1, q stays what it is, as it does for Gaussian images.
 
     Args:
         low_pass: phi_N.
@@ -29,13 +35,23 @@ class Multiplier:
         spectrum: variance of the images' DCT coefficients by radius; if empty, a natural one at y's variance.
         gain: g_max.
         decay: delta.
+        limit: largest root mean square of e; 0 sets none.
+        sigma: deviation of the reference's own noise, as (B, 1, 1, 1) or a number.
     """
 
     def __init__(
-        self, low_pass: LowPassFilter, reference: Tensor, spectrum: Sequence[float], *, gain: float, decay: float
+        self,
+        low_pass: LowPassFilter,
+        reference: Tensor,
+        spectrum: Sequence[float],
+        *,
+        gain: float,
+        decay: float,
+        limit: float = 0.0,
+        sigma: Tensor | float = 0.0,
     ) -> None:
         self.band = LowBand(low_pass.size, low_pass.factor, low_pass.kernel)
-        self._gain, self._decay = gain, decay
+        self._gain, self._decay, self._limit, self._sigma = gain, decay, limit, sigma
         if spectrum:
             self._variances = cast_like(self.band.variances(spectrum), reference)
         else:
@@ -47,17 +63,21 @@ class Multiplier:
 
         Args:
             eps: (B, C, H, W) the network's.
-            difference: (B, C, H, W) the low band of y - x_0, where the reference is followed.
+            difference: (B, C, H, W) the low band of y - sigma^2 sqrt(snr) eps - x_0, where the reference is followed.
             lam: half-log-SNR of the level that eps is of.
             h: how much further the next level is; infinite if that is the image.
 
         Returns:
             e (B, C, n_h, n_w), and 1 - rho, the part of it that does not decay.
         """
-        ratio = math.exp(2 * lam) * self._variances
-        g = (1 / ratio).clamp(max=self._gain)
+        snr, total = math.exp(2 * lam), self._variances + self._sigma**2
+        g = (1 / (snr * total)).clamp(max=self._gain)
         e = self.band.coordinates(eps) + math.exp(lam) * g * self.band.coordinates(difference)
-        rho = ((1 + self._decay * g) * ratio / (1 + ratio)).clamp(max=1)
+        if self._limit:
+            coordinates = e.shape[1] * self.band.dimensions.to(e)
+            mean_square = e.square().sum((1, 2, 3), keepdim=True) / coordinates
+            e = e * (self._limit / mean_square.sqrt()).clamp(max=1)
+        rho = ((1 + self._decay * g) * snr * total / (1 + snr * self._variances)).clamp(max=1)
         if math.isfinite(h):
             e = e * torch.exp(-h * rho)
         return e, 1 - rho

@@ -13,7 +13,7 @@ Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
-LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation")
+LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation", "low_band_limit")
 """The settings of matched noise, which `calibrate` chooses for a network."""
 SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
 """The samplers, each with the settings that only some samplers read; samplers.py has a function of each name."""
@@ -66,6 +66,12 @@ class SamplingPlan:
     reference's mode in fewer steps, and demand a more accurate network."""
     low_band_decay: float = 1.0
     """With a gain: how fast the multiplier decays between levels, from 0 (not at all) to 1."""
+    low_band_limit: float = 0.0
+    """With a gain: largest root mean square of the multiplier, against artifacts where a reference does not fit the
+    training images; 0 sets no limit, about 1 is strict."""
+    reference_sigma: float | tuple[float, ...] = 0.0
+    """Standard deviation of the noise that the reference itself has, for pixels in [-1, 1]: its low frequencies are
+    followed only as closely as that. One value, or one per image."""
     octave_gains: tuple[float, ...] = ()
     """Multipliers of the octaves of the predicted x_0 above the filter's frequencies, the finest last: above 1 against
     blur, below 1 against grain. With fewer gains than octaves, the coarsest octaves keep theirs."""
@@ -98,6 +104,8 @@ class SamplingPlan:
             raise ValueError(f"sampling.low_band_gain must be at least 0: got {self.low_band_gain}")
         if not (math.isfinite(self.low_band_decay) and 0 <= self.low_band_decay <= 1):
             raise ValueError(f"sampling.low_band_decay must be between 0 and 1: got {self.low_band_decay}")
+        if not (math.isfinite(self.low_band_limit) and self.low_band_limit >= 0):
+            raise ValueError(f"sampling.low_band_limit must be at least 0: got {self.low_band_limit}")
         if self.low_band_gain and self.reference_noise != "matched":
             raise ValueError(
                 "sampling.low_band_gain needs sampling.reference_noise=matched: "
@@ -110,6 +118,11 @@ class SamplingPlan:
                 "sampling.eps_extrapolation needs sampling.reference_noise=matched: "
                 f"got {self.eps_extrapolation} with {self.reference_noise}"
             )
+        for sigma in sigmas_per_image(self.reference_sigma):
+            if not (math.isfinite(sigma) and 0 <= sigma <= 2):
+                raise ValueError(f"sampling.reference_sigma must be between 0 and 2: got {sigma}")
+            if sigma and self.exact_low_band:
+                raise ValueError("sampling.exact_low_band keeps a reference's noise: give no sampling.reference_sigma")
         for name in ("factor", "condition_to", "condition_from"):
             value = getattr(self, name)
             if value is not None and not all(isinstance(each, int) for each in as_tuple(value)):
@@ -243,6 +256,11 @@ DEFAULT_PRESET = "fast"
 def as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
     """A setting that is one value, or one per image, as a tuple."""
     return (value,) if isinstance(value, int) else tuple(value)
+
+
+def sigmas_per_image(sigma: float | tuple[float, ...]) -> tuple[float, ...]:
+    """reference_sigma as a tuple: one for all images, or one per image."""
+    return (sigma,) if isinstance(sigma, int | float) else tuple(sigma)
 
 
 def gains_per_image(gains: Sequence[Any]) -> tuple[tuple[float, ...], ...]:

@@ -63,6 +63,15 @@ class NoiseSchedule:
         """T."""
         return len(self.betas)
 
+    def level_of_noise(self, sigma: float) -> int:
+        """The lowest timestep at which x_t / sqrt(alphas_cumprod_t) has noise of at least the deviation sigma.
+
+        It is 0 for sigma = 0, and at most T.
+        """
+        if sigma == 0:
+            return 0
+        return min(self.num_timesteps, max(1, int((self.log_snr_half > -math.log(sigma)).sum())))
+
     def at(self, table: str, t: Tensor | int, like: Tensor) -> Tensor:
         """A table's entries, shaped to multiply images; moved to a device once, so that no step waits for it.
 

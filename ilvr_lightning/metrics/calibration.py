@@ -18,10 +18,12 @@ from ilvr_lightning.metrics.bands import energy_scores, octave_energies
 
 PRESETS = ("fast", "draft")
 """The presets that are calibrated."""
-LOW_BAND_CHOICES = (
+GAIN_CHOICES = (
     (0.0, 1.0, 0.0), (2.0, 0.0, 0.75), (4.0, 0.0, 0.75), (8.0, 0.0, 0.75), (16.0, 0.0, 0.75), (1000.0, 1.0, 0.75),
 )  # fmt: skip
 """The settings of matched noise that are tried: low_band_gain, low_band_decay and eps_extrapolation."""
+LIMIT_CHOICES = (1.25, 1.5, 2.0, 3.0)
+"""The low_band_limits that are tried after them; the next is none."""
 CHOICE_FACTOR, CHOICE_IMAGES = 8, 32
 """They are tried at this N, on so many images."""
 PROBE = 0.01
@@ -33,34 +35,51 @@ MIN_SLOPE = 5.0
 
 
 def calibrate(
-    denoise: Denoise, schedule: NoiseSchedule, plan: SamplingPlan, images: Tensor, seeds: Sequence[int], batch: int = 64
-) -> Gains:
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    plan: SamplingPlan,
+    factors: Sequence[int],
+    images: Tensor,
+    seeds: Sequence[int],
+    batch: int = 64,
+) -> dict[int, Gains]:
     """The octave_gains at which samples have, octave by octave, the energy of their references.
 
-    Two secant steps in the logarithm of the energies, which grow by a constant factor for each hundredth of gain.
+    A secant step in the logarithm of the energies, which grow by a constant factor for each hundredth of gain. The
+    slope is measured at the largest factor, which has all octaves, and used at the others.
 
     Args:
         denoise: the network as a callable.
         schedule: the denoiser's.
-        plan: with one factor, a power of two; its octave_gains are ignored.
+        plan: the settings; its factor and octave_gains are ignored.
+        factors: powers of two.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain, one sample each.
         seeds: one per image.
         batch: images sampled at once.
-    """
-    (factor,) = as_tuple(plan.factor)
 
-    def excess(gains: Tensor) -> Tensor:
-        made = _samples(denoise, schedule, replace(plan, octave_gains=tuple(gains.tolist())), images, seeds, batch)
+    Returns:
+        The gains of each factor, the finest octave last.
+    """
+
+    def excess(factor: int, gains: Tensor) -> Tensor:
+        changed = replace(plan, factor=factor, octave_gains=tuple(gains.tolist()))
+        made = _samples(denoise, schedule, changed, images, seeds, batch)
         energies = octave_energies(made.clamp(-1, 1), images, factor)
         return torch.tensor(energies, dtype=torch.float64).clamp(1e-6, 1e6).log().nan_to_num(0.0)
 
-    gains = torch.ones(factor.bit_length() - 1, dtype=torch.float64)
-    before = excess(gains)
-    probe = torch.where(before < 0, PROBE, -PROBE)
-    slope = ((excess(gains + probe) - before) / probe).clamp(min=MIN_SLOPE)
-    gains = (gains - before / slope).clamp(1 - MAX_CHANGE, 1 + MAX_CHANGE)
-    gains = (gains - excess(gains) / slope).clamp(1 - MAX_CHANGE, 1 + MAX_CHANGE)
-    return tuple(round(gain, 4) for gain in gains.tolist())
+    found: dict[int, Gains] = {}
+    slopes = torch.empty(0)
+    for factor in sorted(factors, reverse=True):
+        ones = torch.ones(factor.bit_length() - 1, dtype=torch.float64)
+        before = excess(factor, ones)
+        if not len(slopes):
+            probe = torch.where(before < 0, PROBE, -PROBE)
+            slopes = ((excess(factor, ones + probe) - before) / probe).clamp(min=MIN_SLOPE)
+        slope = slopes[len(slopes) - len(ones) :]
+        gains = (ones - before / slope).clamp(1 - MAX_CHANGE, 1 + MAX_CHANGE)
+        gains = (gains - excess(factor, gains) / slope).clamp(1 - MAX_CHANGE, 1 + MAX_CHANGE)
+        found[factor] = tuple(round(gain, 4) for gain in gains.tolist())
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +130,7 @@ def calibrate_presets(
         say(f"{preset:12} " + " ".join(f"{k}={v:g}" for k, v in low_band[preset].items()) + f" ({better})")
         changes: dict[str, Any] = low_band[preset]
         plan = replace(plan, **changes)
-        octave_gains[preset] = {
-            n: calibrate(denoiser, schedule, replace(plan, factor=n), images, seeds[: len(images)], batch)
-            for n in factors
-        }
+        octave_gains[preset] = calibrate(denoiser, schedule, plan, factors, images, seeds[: len(images)], batch)
     if "fast" in low_band:
         low_band["best"] = low_band["fast"]  # with more steps the choice matters less, and costs more
     return Calibration(spectrum=denoiser.spectrum, low_band=low_band, octave_gains=octave_gains)
@@ -125,8 +141,9 @@ def choose_low_band(
 ) -> tuple[dict[str, float], str]:
     """The settings of matched noise with the lowest energy score of the high band, two samples per image.
 
-    Of settings whose score is within one standard error of the lowest (of the differences, image by image), the first
-    of LOW_BAND_CHOICES is taken.
+    First gain, decay and kappa are chosen, then the limit of the multiplier. Settings whose score is within one
+    standard error of the lowest (of the differences, image by image) are as good: of those, the first of GAIN_CHOICES
+    is taken, and the strictest of LIMIT_CHOICES.
 
     Args:
         denoiser: the network, with the spectrum of its images.
@@ -136,21 +153,35 @@ def choose_low_band(
         batch: images sampled at once.
 
     Returns:
-        The settings, and in words how much lower their score is than without a gain.
+        LOW_BAND_FIELDS, and in words how much lower their score is than without a gain.
     """
     (factor,) = as_tuple(plan.factor)
     twice = images.repeat_interleave(2, 0)
-    scores = []
-    for choice in LOW_BAND_CHOICES:
-        changes: dict[str, Any] = dict(zip(LOW_BAND_FIELDS, choice, strict=True))
+
+    def scores(*values: float) -> Tensor:
+        changes: dict[str, Any] = dict(zip(LOW_BAND_FIELDS, values, strict=True))
         made = _samples(denoiser, denoiser.schedule, replace(plan, **changes), twice, seeds, batch)
-        scores.append(energy_scores(made.clamp(-1, 1).reshape(-1, 2, *images.shape[1:]), images, factor))
-    best = min(scores, key=lambda score: float(score.mean()))
-    behind = [_mean_and_error(score - best) for score in scores]
-    chosen = next(i for i, (mean, error) in enumerate(behind) if not mean > error)
-    mean, error = (100 * value / float(scores[0].mean()) for value in _mean_and_error(scores[0] - scores[chosen]))
-    settings = dict(zip(LOW_BAND_FIELDS, LOW_BAND_CHOICES[chosen], strict=True))
+        return energy_scores(made.clamp(-1, 1).reshape(-1, 2, *images.shape[1:]), images, factor)
+
+    tried = [scores(*choice, 0.0) for choice in GAIN_CHOICES]
+    best = min(tried, key=lambda score: float(score.mean()))
+    number = next(i for i, score in enumerate(tried) if _is_as_good(score, best))
+    chosen, limit = tried[number], 0.0
+    if number:
+        for candidate in LIMIT_CHOICES:
+            limited = scores(*GAIN_CHOICES[number], candidate)
+            if _is_as_good(limited, chosen):
+                chosen, limit = limited, candidate
+                break
+    mean, error = (100 * value / float(tried[0].mean()) for value in _mean_and_error(tried[0] - chosen))
+    settings = dict(zip(LOW_BAND_FIELDS, (*GAIN_CHOICES[number], limit), strict=True))
     return settings, f"energy score lower by {mean:.1f}% ±{error:.1f}"
+
+
+def _is_as_good(score: Tensor, other: Tensor) -> bool:
+    """Whether a score is not above another by more than one standard error."""
+    mean, error = _mean_and_error(score - other)
+    return mean <= error
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

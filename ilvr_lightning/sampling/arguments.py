@@ -22,14 +22,16 @@ DEFAULT_BATCH_SIZE = 16
 """The number of images that a device samples at once, if none is given."""
 OTHER_FLAGS = {"num_steps": "--steps", "condition_from": "--range", "condition_to": "--range"}
 """The fields of a plan whose flag is not simply their name."""
-BY_HAND = ("factor", "condition_from", "condition_to")
+BY_HAND = ("factor", "condition_from", "condition_to", "reference_sigma")
 """The fields of a plan whose flags take several values and are not made from the field."""
 GROUPS = {
     "exact_low_band": "closely", "start_from": "closely",
     "sampler": "drawn", "num_steps": "drawn", "spacing": "drawn", "eta": "drawn",
 }  # fmt: skip
 """The group in --help of a plan's fields; all others are in the group "advanced"."""
-REFERENCE_FLAGS = ("range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains")
+REFERENCE_FLAGS = (
+    "range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains", "reference_sigma",
+)  # fmt: skip
 """These flags say how a reference is followed."""
 BESIDE_REPRODUCE = (
     "reproduce", "ref", "mask", "fit", "ckpt", "out", "overwrite", "device", "batch_size", "precision", "compile",
@@ -112,7 +114,11 @@ def _make_plan(args: Arguments) -> SamplingPlan:
             raise UserError(
                 f"{_flag(name)} is a setting of --sampler {' or '.join(owners)}; {sampler} does not read it"
             )
+    if args.reference_sigma not in (None, "auto"):
+        changes["reference_sigma"] = args.reference_sigma
     plan = SamplingPlan.preset(args.preset, **changes)
+    if args.reference_sigma == "auto" and plan.exact_low_band:
+        raise UserError("--exact-low-band keeps a reference's noise: give no --reference-sigma")
     for factor in args.factor:
         dataclasses.replace(plan, factor=factor)
     return plan
@@ -165,6 +171,9 @@ def make_parser() -> Parser:
     add("--mask", nargs="+", default=[], metavar="PATH",
         help="where the reference is followed: white to the end, grey during a part of the steps, black not at all; "
         "one mask for all references, or one per reference; a transparent reference is its own mask")  # fmt: skip
+    add("--reference-sigma", type=_sigma, metavar="X|auto",
+        help="standard deviation of the references' noise, for pixels in [-1, 1], or auto, which estimates it for each "
+        "reference; noise is not followed (0)")  # fmt: skip
     groups["drawn"].add_argument("--preset", choices=tuple(PRESETS), default=DEFAULT_PRESET,
                                  help="named settings (%(default)s)")  # fmt: skip
     docs, hints = field_docs(SamplingPlan), typing.get_type_hints(SamplingPlan)
@@ -222,6 +231,15 @@ def _integer_or_all(text: str) -> int | Literal["all"]:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}; give an integer or all") from None
+
+
+def _sigma(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give a number, or auto") from None
 
 
 def _range(text: str) -> tuple[int, int]:

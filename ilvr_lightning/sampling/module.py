@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import masks_of
-from ilvr_lightning.diffusion.denoiser import Denoiser, Prediction
+from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.generate import evaluated_timesteps, generate_steps
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
@@ -29,7 +29,7 @@ from ilvr_lightning.runtime.hardware import (
 from ilvr_lightning.sampling.folder import Indices
 from ilvr_lightning.sampling.requests import SampleRequest, SampleRequests
 
-PER_IMAGE = ("factor", "condition_from", "condition_to", "octave_gains")
+PER_IMAGE = ("factor", "condition_from", "condition_to", "octave_gains", "reference_sigma")
 """The fields of a plan that may differ between the images of a batch."""
 
 
@@ -61,19 +61,20 @@ class ILVRSampler(pl.LightningModule):
         self._compiled: CompiledForward | None = None
         if should_compile(compile, device):
             self._compiled = CompiledForward(self.network, cuda_graphs=device.type == "cuda")
-        self._denoiser = Denoiser(self._compiled or self.network, denoiser.schedule, denoiser.prediction_type)
+        self.denoiser = Denoiser(self._forward, denoiser.schedule, denoiser.prediction_type)
+        """The network as a callable (x, t) -> Prediction, x (B, C, H, W) and t (B,) in 1..T."""
+        self.denoiser.spectrum = denoiser.spectrum
         self.on_step: Callable[[int, SamplerState], None] = lambda t, state: None
         """Is called after each step with the timestep that it came from."""
 
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule of the checkpoint."""
-        return self._denoiser.schedule
+        return self.denoiser.schedule
 
-    def denoiser(self, x: Tensor, t: Tensor) -> Prediction:
-        """The network as a callable (x, t) -> Prediction, x (B, C, H, W) and t (B,) in 1..T."""
-        output = self._denoiser.raw(x.to(self._dtype), t)
-        return self._denoiser.read(output.to(x.dtype), x, t)
+    def _forward(self, x: Tensor, t: Tensor) -> Tensor:
+        output: Tensor = (self._compiled or self.network)(x.to(self._dtype), t)
+        return output
 
     def predict_step(self, batch: list[SampleRequest], batch_idx: int = 0) -> Tensor:
         """Sample a batch: (B, C, H, W) in [-1, 1]."""

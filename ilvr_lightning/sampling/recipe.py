@@ -68,7 +68,10 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not SHA256.fullmatch(value):
                 raise ValueError(f"{name} must have 64 hexadecimal digits: got {value!r:.80}")
-        per_image = (self.plan.factor, self.plan.condition_from, self.plan.condition_to, *self.plan.octave_gains)
+        plan = self.plan
+        per_image = (
+            plan.factor, plan.condition_from, plan.condition_to, plan.reference_sigma, *plan.octave_gains,
+        )  # fmt: skip
         if any(isinstance(value, tuple | list) for value in per_image):
             raise ValueError("the plan must be that of one image")
 

@@ -45,6 +45,7 @@ class SampleRequests(Sequence[SampleRequest]):
         weights: the weights that the checkpoint is read for.
         checkpoint_sha256: the checkpoint's hash.
         overrides: what the user said of the checkpoint.
+        estimate_noise: whether each reference's reference_sigma is what `Reference.noise` estimates.
 
     Raises:
         UserError: the images are too many, or one of few references cannot be used with the plans.
@@ -60,8 +61,10 @@ class SampleRequests(Sequence[SampleRequest]):
         weights: Literal["ema", "raw"],
         checkpoint_sha256: str,
         overrides: dict[str, Any],
+        estimate_noise: bool = False,
     ) -> None:
         self.references, self.plans, self.num_samples, self.seed = references, list(plans), num_samples, seed
+        self.estimate_noise = estimate_noise
         self.unusable: dict[int, UserError] = {}
         """The references that turned out to be unusable, by their numbers, and why."""
         self._recipes = [
@@ -88,6 +91,22 @@ class SampleRequests(Sequence[SampleRequest]):
         if self.references_are_few and plans[0].start_from is not None:
             for number in range(len(references)):
                 self._reference(number)
+
+    @classmethod
+    def of_arguments(
+        cls, args: Arguments, references: References, plans: Sequence[SamplingPlan], checkpoint_sha256: str
+    ) -> "SampleRequests":
+        """What sample.py's flags ask for; the other arguments are as for the class."""
+        return cls(
+            references,
+            plans,
+            args.num_samples,
+            seed=args.seed,
+            weights=args.weights,
+            checkpoint_sha256=checkpoint_sha256,
+            overrides=dict(args.override),
+            estimate_noise=args.reference_sigma == "auto",
+        )
 
     @property
     def references_are_few(self) -> bool:
@@ -120,8 +139,11 @@ class SampleRequests(Sequence[SampleRequest]):
             raise IndexError(index)
         number, plan, sample = self.locate(index)
         reference = self._reference(number)
+        recipe = self._recipes[plan]
+        if reference is not None and self.estimate_noise:
+            recipe = replace(recipe, plan=replace(recipe.plan, reference_sigma=reference.noise))
         recipe = replace(
-            self._recipes[plan],
+            recipe,
             sample=sample,
             reference=reference.name if reference else None,
             reference_sha256=reference.sha256 if reference else None,
@@ -152,11 +174,13 @@ class SampleRequests(Sequence[SampleRequest]):
         number, plan, sample = self.locate(index)
         found = identity(values)
         hashes = {name: found.pop(name, None) for name in ("reference_sha256", "mask_sha256")}
+        sigma = found["plan"].pop("reference_sigma", 0.0) if self.estimate_noise else None
         if found != {**self._identities[plan], "sample": sample} or not self.is_usable(index):
             return False
         reference = self._reference(number)
         wanted = (reference.sha256, reference.mask_sha256) if reference else (None, None)
-        return tuple(hashes.values()) == wanted
+        noise = reference.noise if reference and self.estimate_noise else None
+        return (*hashes.values(), sigma) == (*wanted, noise)
 
     def _reference(self, number: int) -> Reference | None:
         if not len(self.references):

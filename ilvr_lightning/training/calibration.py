@@ -7,10 +7,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import first_line
 from ilvr_lightning.metrics.calibration import PRESETS, calibrate_presets
 from ilvr_lightning.runtime.command import say
+from ilvr_lightning.runtime.hardware import fastest_copy
 from ilvr_lightning.runtime.signals import reached_max_steps
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
 from ilvr_lightning.training.module import DDPM
@@ -60,9 +62,10 @@ class Calibration(Callback):
         say(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images")
         try:
             with ema_weights(trainer, pl_module):
-                found = calibrate_presets(
-                    pl_module.denoiser, images.to(pl_module.device), seed=self.seed, batch=batch_size, say=say
-                )
+                forward = fastest_copy(pl_module.network, pl_module.device)
+                denoiser = Denoiser(forward, pl_module.schedule, pl_module.denoiser.prediction_type)
+                images = images.to(pl_module.device)
+                found = calibrate_presets(denoiser, images, seed=self.seed, batch=batch_size, say=say)
             self.spectrum, self.low_band, self.gains = found.spectrum, found.low_band, found.octave_gains
             self.calibrated_at = trainer.global_step
         except RuntimeError as error:  # out of memory, say: what was trained must still be saved

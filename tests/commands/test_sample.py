@@ -18,7 +18,7 @@ from ilvr_lightning.data.references import find_images
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, SamplingPlan
 from ilvr_lightning.sampling.arguments import make_parser, parse_arguments
 from tests.support import cli
-from tests.support.samples import sample_into
+from tests.support.samples import pixels, recipe_text, sample_into
 
 refused = functools.partial(cli.refused, sample.main)
 
@@ -233,12 +233,13 @@ def test_every_setting_has_a_flag() -> None:
 
 GROUPS = {
     "what is sampled": "--ref --ckpt --num-samples --unconditional --seed --image-size --fit --reproduce",
-    "how closely the reference is followed": "--factor --range --sweep --mask --start-from --exact-low-band",
+    "how closely the reference is followed": "--factor --range --sweep --mask --reference-sigma "
+    "--start-from --exact-low-band",
     "how it is drawn": "--preset --sampler --steps --spacing --eta",
     "where it goes": "--out --format --trajectory --overwrite",
     "where it is computed": "--device --devices --batch-size --precision --compile",
     "advanced": "--variance --clip --kernel --orthogonal --reference-noise --eps-extrapolation --low-band-gain "
-    "--low-band-decay --octave-gains "
+    "--low-band-decay --low-band-limit --octave-gains "
     "--respaced-range-t --timesteps --weights --override",
 }
 
@@ -266,3 +267,40 @@ def test_a_plain_run_says_little(
     assert [line.partition(" ")[0] for line in said.out.splitlines()] == [
         "loading", "checkpoint", "model", "diffusion", "samples", "images"
     ]  # fmt: skip
+
+
+# Noisy references
+
+
+def test_noise_is_estimated_for_each_reference_and_kept_in_the_png(
+    checkpoint: Path, reference: Path, tmp_path: Path
+) -> None:
+    flags = ("--ref", reference, "--steps", 3, "--factor", 2, "--num-samples", 1)
+    auto = sample_into(checkpoint, tmp_path / "auto", *flags, "--reference-sigma", "auto")
+    given = sample_into(checkpoint, tmp_path / "given", *flags, "--reference-sigma", 0.5)
+    plain = sample_into(checkpoint, tmp_path / "plain", *flags)
+    sigmas = [recipe_text(folder / "a_N2_0.png")["plan"]["reference_sigma"] for folder in (auto, given, plain)]
+    assert sigmas[0] > 0.1
+    assert sigmas[1:] == [0.5, 0.0]
+    assert sample.main(["--reproduce", str(auto / "a_N2_0.png"), "--out", str(tmp_path / "again"), "--ckpt",
+                        str(checkpoint), "--ref", str(reference)]) == 0  # fmt: skip
+    assert pixels(tmp_path / "again" / "a_N2_0.png").tolist() == pixels(auto / "a_N2_0.png").tolist()
+    assert pixels(plain / "a_N2_0.png").tolist() != pixels(auto / "a_N2_0.png").tolist()
+    before = (auto / "a_N2_0.png").stat().st_mtime_ns
+    sample_into(checkpoint, auto, *flags, "--reference-sigma", "auto")
+    assert (auto / "a_N2_0.png").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--reference-sigma", "much"), "--reference-sigma: got 'much'; give a number, or auto"),
+        (("--reference-sigma", "-1"), "--reference-sigma must be between 0 and 2: got -1"),
+        (("--reference-sigma", "auto", "--exact-low-band"), "--exact-low-band keeps a reference's noise"),
+        (("--reference-sigma", "0.1", "--exact-low-band"), "--exact-low-band keeps a reference's noise"),
+    ],
+)
+def test_noise_that_cannot_be(
+    flags: tuple[str, ...], message: str, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, "--ref", reference, *flags)

@@ -80,6 +80,14 @@ def test_the_low_band_follows_the_reference(run: Run, references: Path) -> None:
 # What can be asked for
 
 
+def test_the_sampler_knows_the_spectrum_of_the_training_images(checkpoint: Path) -> None:
+    """Without it the gain of matched noise would be that of natural images."""
+    denoiser = load_denoiser(checkpoint, say=None)
+    denoiser.spectrum = (1.0, 0.5)
+    sampler = ILVRSampler(denoiser, denoiser.image_shape, "32", False, torch.device("cpu"))
+    assert sampler.denoiser.spectrum == (1.0, 0.5)
+
+
 def test_unconditional(run: Run) -> None:
     out = run("--unconditional", "--num-samples", 3)
     assert listed(out) == [f"unconditional_{k}.png" for k in range(3)]

@@ -67,6 +67,22 @@ def test_references_then_plans_then_samples(three: References) -> None:
     assert requests[17].reference == three[2]
 
 
+def test_each_reference_has_its_own_noise(three: References) -> None:
+    """References that are estimated to be noisy; an image of another noise is another image."""
+    requests = make_requests(three, [PLAN], 1, estimate_noise=True)
+    plain = make_requests(three, [PLAN], 1)
+    noises = [reference.noise for reference in three]
+    assert [request.recipe.plan.reference_sigma for request in requests] == noises
+    assert all(noise > 0.1 for noise in noises)  # random pixels
+    for i, request in enumerate(requests):
+        values = request.recipe.plain()
+        assert [requests.matches(j, values) for j in range(3)] == [j == i for j in range(3)]
+        assert not plain.matches(i, values)
+        assert not requests.matches(i, plain[i].recipe.plain())
+        values["plan"]["reference_sigma"] += 0.01
+        assert not requests.matches(i, values)
+
+
 def test_an_image_matches_its_own_recipe_alone(three: References) -> None:
     plans = [replace(PLAN, factor=factor) for factor in (2, 4)]
     requests = make_requests(three, plans, 2)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate_steps
+from ilvr_lightning.diffusion.low_band import radial_spectrum
 from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import SamplingPlan
@@ -38,6 +39,16 @@ class Gaussian:
         values, vectors = torch.linalg.eigh(self.covariance)
         return values.clamp(min=0), vectors
 
+    @functools.cached_property
+    def spectrum(self) -> tuple[float, ...]:
+        """Variance of the images' DCT coefficients by radius."""
+        values, vectors = self.eigen
+        x = math.sqrt(len(values)) * (vectors * values.sqrt()).mT  # with the covariance of the images
+        return tuple(radial_spectrum(torch.cat([x, -x]).reshape(-1, 1, *self.shape)))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        return self.denoise(x, t)
+
     def denoise(self, x: Tensor, t: Tensor) -> Prediction:
         """E[x_0 | x_t] = sqrt(a) C (a C + (1 - a) I)^-1 x_t, all of one t."""
         a = SCHEDULE.alphas_cumprod[t[0]]
@@ -46,12 +57,13 @@ class Gaussian:
         x0 = ((x.flatten(1) @ vectors) * gain @ vectors.mT).reshape(x.shape)
         return Prediction(x0=x0, eps=(x - a.sqrt() * x0) / (1 - a).sqrt())
 
-    def conditional(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """(K, S): x given phi y is N(K y, S), where phi (HW, HW) is the low-pass filter."""
+    def conditional(self, phi: Tensor, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
+        """(K, S): x given phi y is N(K y, S), where phi (HW, HW) is the low-pass filter and y has noise sigma."""
         u, sizes, _ = torch.linalg.svd(phi.mT)
         seen = u[:, sizes > 1e-9 * sizes[0]]  # a basis of what phi sees
         C = self.covariance
-        gain = C @ seen @ torch.linalg.inv(seen.mT @ C @ seen)
+        noise = sigma**2 * torch.eye(seen.shape[1], dtype=C.dtype)
+        gain = C @ seen @ torch.linalg.inv(seen.mT @ C @ seen + noise)
         return gain @ seen.mT, C - gain @ seen.mT @ C
 
 
@@ -90,7 +102,7 @@ def probe(data: Gaussian, plan: SamplingPlan, draws: int, first_step_alone: bool
     reference.flatten(1)[size : 2 * size] = torch.eye(size, dtype=torch.float64)
     x = x_T
     for state in generate_steps(
-        data.denoise, SCHEDULE, plan, seeds=range(count), shape=(1, *data.shape), reference=reference, x_T=x_T,
+        data, SCHEDULE, plan, seeds=range(count), shape=(1, *data.shape), reference=reference, x_T=x_T,
         noise=Probes(2 * size, size),
     ):  # fmt: skip
         x = state.x
@@ -106,7 +118,8 @@ def run_map(data: Gaussian, plan: SamplingPlan) -> Linear:
     timesteps = list(plan.timesteps or spaced_timesteps(SCHEDULE, plan.evaluations, plan.spacing))
     memoryless = plan.sampler == "ddpm" and plan.reference_noise.startswith("fresh")
     if not memoryless:
-        noisy = (plan.eta > 0 or plan.sampler == "ddpm") + plan.reference_noise.startswith("fresh")
+        draws_reference = plan.reference_noise.startswith("fresh") or plan.reference_sigma != 0
+        noisy = (plan.eta > 0 or plan.sampler == "ddpm") + draws_reference
         return probe(data, plan, noisy * len(timesteps))
     size = data.covariance.shape[0]
     eye, zero = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
@@ -125,15 +138,16 @@ def run_map(data: Gaussian, plan: SamplingPlan) -> Linear:
 def errors(data: Gaussian, plan: SamplingPlan) -> tuple[float, float]:
     """(W2, Frechet) of a plan."""
     height, width = data.shape
-    assert isinstance(plan.factor, int)
+    assert isinstance(plan.factor, int) and isinstance(plan.reference_sigma, float)
     phi = torch.kron(*(low_pass_matrix(side, plan.factor, plan.kernel, plan.orthogonal) for side in (height, width)))
-    gain, true = data.conditional(phi)
+    gain, true = data.conditional(phi, plan.reference_sigma)
     made = run_map(data, plan)
     covariance = made.of_x @ made.of_x.mT + made.covariance
     off = made.of_y - gain
     C = data.covariance
-    w2 = (float((off @ C @ off.mT).trace()) + bures(covariance, true)) / float(true.trace())
-    frechet = bures(made.of_y @ C @ made.of_y.mT + covariance, C) / float(C.trace())
+    of_reference = C + plan.reference_sigma**2 * torch.eye(len(C), dtype=C.dtype)
+    w2 = (float((off @ of_reference @ off.mT).trace()) + bures(covariance, true)) / float(true.trace())
+    frechet = bures(made.of_y @ of_reference @ made.of_y.mT + covariance, C) / float(C.trace())
     return w2, frechet
 
 

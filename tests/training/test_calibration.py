@@ -103,7 +103,7 @@ def test_calibration_mends_a_wrong_energy(believed: float) -> None:
     """A denoiser that takes the data for narrower, or wider, than they are."""
     y = images(16)
     denoise = GaussianDenoiser(SCHEDULE, 0.0, believed)
-    gains = calibrate(denoise, SCHEDULE, PLAN, y, range(16))
+    gains = calibrate(denoise, SCHEDULE, PLAN, [4], y, range(16))[4]
     assert len(gains) == 2
     assert all((gain > 1) == (believed < VARIANCE) for gain in gains)
     for given, expected in (((), believed / VARIANCE), (gains, 1.0)):
@@ -114,7 +114,7 @@ def test_calibration_mends_a_wrong_energy(believed: float) -> None:
 
 
 def test_calibration_goes_only_so_far() -> None:
-    (gain,) = calibrate(GaussianDenoiser(SCHEDULE, 0.0, 1e-4), SCHEDULE, replace(PLAN, factor=2), images(2), range(2))
+    (gain,) = calibrate(GaussianDenoiser(SCHEDULE, 0.0, 1e-4), SCHEDULE, PLAN, [2], images(2), range(2))[2]
     assert gain == 1 + MAX_CHANGE
 
 
@@ -128,7 +128,9 @@ def test_octave_energies_by_hand() -> None:
 
 def test_images_without_detail_set_nothing() -> None:
     assert math.isnan(octave_energies(images(1), torch.zeros(1, 3, 16, 16), 2)[0])
-    assert calibrate(GaussianDenoiser(SCHEDULE), SCHEDULE, PLAN, torch.ones(2, 3, 16, 16), range(2)) == (1.0, 1.0)
+    assert calibrate(GaussianDenoiser(SCHEDULE), SCHEDULE, PLAN, [4], torch.ones(2, 3, 16, 16), range(2)) == {
+        4: (1.0, 1.0)
+    }
 
 
 def test_from_training_to_pictures(
@@ -257,7 +259,7 @@ def test_a_trial_run_is_not_calibrated(setting: str, train_run: Callable[..., Pa
 
 def test_calibration_of_a_network_that_makes_no_numbers() -> None:
     denoise = GaussianDenoiser(SCHEDULE, float("nan"), 0.1)
-    assert calibrate(denoise, SCHEDULE, PLAN, images(2), range(2)) == (1.0, 1.0)
+    assert calibrate(denoise, SCHEDULE, PLAN, [4], images(2), range(2)) == {4: (1.0, 1.0)}
 
 
 def test_gains_are_used_where_they_were_set(train_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
