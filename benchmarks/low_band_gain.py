@@ -1,28 +1,41 @@
-"""The settings of matched noise that the calibration tries, on a trained network: energy scores on held-out images.
+"""Matched noise with a gain, on a trained network: energy scores on held-out images.
 
-    python -m benchmarks.low_band_gain --ckpt CKPT --data data/toon [--preset draft fast] [--factor 8] [--images 48]
+    python -m benchmarks.low_band_gain --ckpt CKPT --data data/toon [--preset draft fast] [--factor 4 8] [--images 96]
+        [--seeds 3] [--all]
 
-Two samples per held-out image, without octave gains. Score: energy score of the high band (lower is better, see
-`metrics.bands.energy_scores`); difference: from the first row's, image by image, with its standard error; energy: of
-the high band over that of the images.
+Per preset and N, without a gain and as the checkpoint was calibrated, or with every setting that the calibration tries
+(--all); two samples per held-out image and seed, without octave gains. Score: energy score of the high band (lower is
+better, see `metrics.bands.energy_scores`); difference: from the first row's, image by image, with its standard error
+(over the images, each one's mean over the seeds); energy: of the high band over that of the images; FD-like `high`: see
+`metrics.bands.high_band_distance`.
 """
 
 import argparse
 import math
-import time
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.generate import generate
-from ilvr_lightning.diffusion.low_band import radial_spectrum
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, SamplingPlan
-from ilvr_lightning.metrics.bands import energy_scores, high_band_energy
+from ilvr_lightning.metrics.bands import energy_scores, high_band_distance, high_band_energy
 from ilvr_lightning.metrics.calibration import GAIN_CHOICES, LIMIT_CHOICES
+
+BATCH = 48
+
+
+def choices(loaded: LoadedDenoiser, preset: str, every: bool) -> list[tuple[float, ...]]:
+    """The settings that are compared, LOW_BAND_FIELDS each; the first is no gain."""
+    calibrated = loaded.preset(preset)
+    chosen = tuple(getattr(calibrated, name) for name in LOW_BAND_FIELDS)
+    if not every:
+        return [(*GAIN_CHOICES[0], 0.0), chosen]
+    return [(*gain, 0.0) for gain in GAIN_CHOICES] + [(*chosen[:3], limit) for limit in LIMIT_CHOICES]
 
 
 @torch.no_grad()
@@ -34,40 +47,42 @@ def main() -> None:
     parser.add_argument("--preset", nargs="+", default=["draft", "fast"])
     parser.add_argument("--factor", type=int, nargs="+", default=[8])
     parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--first", type=int, default=200, help="number of the first held-out image")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=100, help="number of the first held-out image")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--all", action="store_true", help="every setting that the calibration tries")
     args = parser.parse_args()
     loaded = load_denoiser(args.ckpt)
-    given = (f"{args.data}:train[0:1000]", f"{args.data}:test[{args.first}:{args.first + args.images}]")
-    train, y = (torch.stack([r.tensor for r in find_references([rows], loaded.image_shape, "crop")]) for rows in given)
-    loaded.spectrum = tuple(radial_spectrum(train))
+    denoiser = loaded.fastest()
+    given = f"{args.data}:test[{args.first}:{args.first + args.images}]"
+    y = torch.stack([r.tensor for r in find_references([given], loaded.image_shape, "crop")])
     twice = y.repeat_interleave(2, 0)
-    seeds = [derive_seed(args.seed, "low_band_gain", i) for i in range(len(twice))]
+
+    def sample(plan: SamplingPlan, seed: int) -> Tensor:
+        seeds = [derive_seed(seed, "low_band_gain", i) for i in range(len(twice))]
+        parts = [slice(i, i + BATCH) for i in range(0, len(twice), BATCH)]
+        made = [generate(denoiser, plan, seeds=seeds[p], shape=loaded.image_shape, reference=twice[p]) for p in parts]
+        return torch.cat(made).clamp(-1, 1)
+
     for preset in args.preset:
         for factor in args.factor:
-            print(f"\n{preset}, N={factor}, {len(y)} held-out images, two samples each")
-            print(f"| {' | '.join(LOW_BAND_FIELDS)} | score | difference | energy | s per image |\n{8 * '|---'}|")
+            print(f"\n{preset}, N={factor}, {len(y)} held-out images, two samples each, {args.seeds} seeds")
+            print(f"| {' | '.join(LOW_BAND_FIELDS)} | score | difference | energy | high |\n{8 * '|---'}|")
             first = None
-            for choice in [(*gain, 0.0) for gain in GAIN_CHOICES] + [
-                (4.0, 0.0, 0.75, limit) for limit in LIMIT_CHOICES
-            ]:
+            for choice in choices(loaded, preset, args.all):
                 changes: dict[str, Any] = dict(zip(LOW_BAND_FIELDS, choice, strict=True))
                 plan = replace(SamplingPlan.preset(preset, factor=factor, clip=loaded.clip), **changes)
-                start, made = time.perf_counter(), []
-                for i in range(0, len(twice), 48):
-                    part = slice(i, i + 48)
-                    made.append(
-                        generate(loaded, plan, seeds=seeds[part], shape=loaded.image_shape, reference=twice[part])
-                    )
-                seconds = (time.perf_counter() - start) / len(twice)
-                x = torch.cat(made).clamp(-1, 1)
-                scores = energy_scores(x.reshape(-1, 2, *y.shape[1:]), y, factor)
+                made = [sample(plan, seed) for seed in range(args.seeds)]
+                scores = torch.stack([energy_scores(x.reshape(-1, 2, *y.shape[1:]), y, factor) for x in made]).mean(0)
                 first = scores if first is None else first
                 difference = scores - first
                 error = float(difference.std()) / math.sqrt(len(y))
-                energy = high_band_energy(x.double(), twice.double(), factor)
+                share = 100 * float(difference.mean() / first.mean())
+                energy, high = (
+                    sum(metric(x.double(), twice.double(), factor) for x in made) / len(made)
+                    for metric in (high_band_energy, high_band_distance)
+                )
                 print(f"| {' | '.join(f'{value:g}' for value in choice)} | {float(scores.mean()):.2f} "
-                      f"| {float(difference.mean()):+.2f} ±{error:.2f} | {energy:.2f} | {seconds:.2f} |",
+                      f"| {float(difference.mean()):+.2f} ±{error:.2f} ({share:+.0f}%) | {energy:.2f} | {high:.3f} |",
                       flush=True)  # fmt: skip
 
 

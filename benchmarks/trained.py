@@ -32,6 +32,7 @@ from torch import Tensor
 from benchmarks.features import Features, features_of, load_features
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.references import find_references
+from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
@@ -61,27 +62,28 @@ def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, SamplingPlan]:
         table[f"2M, eta 1, uniform, {n}"] = solver(n, eta=1.0, spacing="uniform")
         table[f"2M, eta 1, quadratic, {n}"] = solver(n, eta=1.0, spacing="quadratic")
         table[f"DDIM, matched, eta 1, {n}"] = solver(n, sampler="ddim", eta=1.0)
-    for preset in ("draft", "fast"):
+    for preset in ("draft", "fast", "best"):
         table[preset] = loaded.preset(preset, factor)
     return {name: replace(plan, factor=factor) for name, plan in table.items()}
 
 
 @torch.no_grad()
-def sample(loaded: LoadedDenoiser, plan: SamplingPlan, y: Tensor, hashes: list[str], seed: int, batch: int) -> Tensor:
+def sample(denoiser: Denoiser, plan: SamplingPlan, y: Tensor, hashes: list[str], seed: int, batch: int) -> Tensor:
     """(B, C, H, W) one sample per reference."""
     made = []
     for first in range(0, len(y), batch):
         part = slice(first, first + batch)
         seeds = [image_seed(seed, sha256, 0) for sha256 in hashes[part]]
-        made.append(generate(loaded, loaded.schedule, plan, seeds=seeds, shape=loaded.image_shape, reference=y[part]))
+        shape = (y.shape[1], y.shape[2], y.shape[3])
+        made.append(generate(denoiser, plan, seeds=seeds, shape=shape, reference=y[part]))
     return torch.cat(made).clamp(-1, 1)
 
 
-def diversity(loaded: LoadedDenoiser, plan: SamplingPlan, y: Tensor, hashes: list[str], seed: int, batch: int) -> float:
+def diversity(denoiser: Denoiser, plan: SamplingPlan, y: Tensor, hashes: list[str], seed: int, batch: int) -> float:
     """Mean over references of the mean RMS distance between ten samples of each, in [-1, 1]."""
     each = y.repeat_interleave(10, 0)
     names = [f"{sha256}/{k}" for sha256 in hashes for k in range(10)]
-    x = sample(loaded, plan, each, names, seed, batch).reshape(len(y), 10, -1)
+    x = sample(denoiser, plan, each, names, seed, batch).reshape(len(y), 10, -1)
     distances = torch.cdist(x, x) / math.sqrt(x.shape[2])
     return float(distances.sum((1, 2)).mean() / 90)
 
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="what benchmarks.features saved")
     args = parser.parse_args()
     loaded = load_denoiser(args.ckpt)
+    denoiser = loaded.fastest()
     features = None if args.features is None else load_features(args.features)
     references = find_references(args.ref, loaded.image_shape, "crop")
     y, hashes = torch.stack([r.tensor for r in references]), [r.sha256 for r in references]
@@ -158,11 +161,11 @@ def main() -> None:
             seconds, made = 0.0, []
             for seed in range(args.seeds):
                 start = time.perf_counter()
-                x = sample(loaded, plan, y, hashes, seed, args.batch_size)
+                x = sample(denoiser, plan, y, hashes, seed, args.batch_size)
                 seconds += (time.perf_counter() - start) / args.seeds / len(y)
                 made.append(Row.of(x, y, factor, features))
             few = args.diversity
-            spread = diversity(loaded, plan, y[:few], hashes[:few], args.seeds, args.batch_size) if few else None
+            spread = diversity(denoiser, plan, y[:few], hashes[:few], args.seeds, args.batch_size) if few else None
             print(line(name, made, spread, seconds), flush=True)
 
 

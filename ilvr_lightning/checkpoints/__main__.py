@@ -92,16 +92,12 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str]) -> None:
     import torch
 
     from ilvr_lightning.data.references import find_references
-    from ilvr_lightning.diffusion.denoiser import Denoiser
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
-    from ilvr_lightning.runtime.hardware import fastest_copy
 
     references = find_references(given, loaded.image_shape, "crop", flag="--calibrate")[:MAX_CALIBRATION_IMAGES]
     images = torch.stack([r.tensor for r in references])
     print(f"calibrating  on {len(images)} images ...", flush=True)
-    forward = fastest_copy(loaded.network, torch.device("cpu"))
-    denoiser = Denoiser(forward, loaded.schedule, loaded.prediction_type)
-    found = calibrate_presets(denoiser, images, clip=loaded.clip, say=print)
+    found = calibrate_presets(loaded.fastest(), images, clip=loaded.clip, say=print)
     loaded.description = replace(
         loaded.description, spectrum=found.spectrum, low_band=found.low_band, octave_gains=found.octave_gains
     )

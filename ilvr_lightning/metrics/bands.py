@@ -35,7 +35,7 @@ def low_band_error(x: Tensor, y: Tensor, factor: int) -> float:
     return float(_low_pass(x, factor)(x - y).square().mean().sqrt())
 
 
-def energy_scores(x: Tensor, y: Tensor, factor: int) -> Tensor:
+def energy_scores(x: Tensor, y: Tensor, factor: int | None) -> Tensor:
     """Energy score of the high band for each reference (Gneiting and Raftery 2007, equation 22); lower is better.
 
     A proper rule: its mean over held-out images is least where samples are drawn from the true p(x | phi(y)). So it
@@ -44,12 +44,14 @@ def energy_scores(x: Tensor, y: Tensor, factor: int) -> Tensor:
     Args:
         x: (R, K, C, H, W) samples, K of at least 2 for each reference, in [-1, 1].
         y: (R, C, H, W) the references, held-out images of the training domain.
-        factor: N of the orthogonal bicubic filter that separates the bands.
+        factor: N of the orthogonal bicubic filter that separates the bands; None scores the whole image.
 
     Returns:
         (R,) in float64.
     """
-    made, real = _high_band(x.double().cpu().flatten(0, 1), factor), _high_band(y.double().cpu(), factor)
+    made, real = x.double().cpu().flatten(0, 1), y.double().cpu()
+    if factor is not None:
+        made, real = _high_band(made, factor), _high_band(real, factor)
     made, real = made.reshape(*x.shape[:2], -1), real.flatten(1)
     count = x.shape[1]
     spread = torch.cdist(made, made).sum((1, 2)) / (count * (count - 1))
