@@ -158,6 +158,13 @@ class Problem:
         columns = self.prior.posterior(self.band.pixels(units), a / (1 - a))
         return columns, self.band.coordinates(columns).flatten(1).diagonal().reshape(shape)
 
+    def corrected(self, x0: Tensor, a: float) -> Tensor:
+        """x_0 + G Q (Q^T G Q)^-1 z(y - x_0): the correction of the low band, and what it says of the high one."""
+        columns, _ = self.spread(a)
+        system = self.band.coordinates(columns).flatten(1)
+        v: Tensor = torch.linalg.solve(system, self.off(x0).flatten(2).mT).mT
+        return x0 + (v @ columns.flatten(1)).reshape(x0.shape)
+
 
 @functools.lru_cache(maxsize=8)
 def low_band(height: int, width: int, factor: int) -> LowBand:
@@ -199,11 +206,22 @@ def renoised(p: Problem, x: Tensor, s: int, t: int) -> Tensor:
     return math.sqrt(ratio) * x + math.sqrt(1 - ratio) * p.noise(x)
 
 
-def ilvr(p: Problem, plan: SamplingPlan) -> Tensor:
-    """Ours, and the paper's (Choi et al. 2021)."""
+def ilvr(p: Problem, plan: SamplingPlan, correct: bool = False) -> Tensor:
+    """Ours, and the paper's (Choi et al. 2021); if asked, x_0 gets the high band of JFPS's correction beforehand."""
+
+    class Corrected:
+        spectrum = p.spectrum
+
+        def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+            prediction = p(x, t)
+            if not correct:
+                return prediction
+            x0 = p.corrected(prediction.x0, p.at(int(t[0])))
+            return replace(prediction, x0=p.projected(x0, prediction.x0))
+
     _, channels, height, width = p.y.shape
     return generate(
-        p, p.schedule, replace(plan, factor=p.factor), seeds=range(len(p.y)), shape=(channels, height, width),
+        Corrected(), p.schedule, replace(plan, factor=p.factor), seeds=range(len(p.y)), shape=(channels, height, width),
         reference=p.y, x_T=p.x_T, noise=BatchNoise(p.generator),
     )  # fmt: skip
 
@@ -322,11 +340,7 @@ def jfps(p: Problem, steps: int, eta: float = 1.0, spacing: str = "logsnr") -> T
     """
     x = p.x_T
     for t, s, a_t, _ in p.steps(steps, spacing):
-        columns, _ = p.spread(a_t)
-        system = p.band.coordinates(columns).flatten(1)
-        x0 = p.predict(x, t).x0
-        v = torch.linalg.solve(system, p.off(x0).flatten(2).mT).mT
-        x = step(p, x, x0 + (v @ columns.flatten(1)).reshape(x0.shape), t, s, eta)
+        x = step(p, x, p.corrected(p.predict(x, t).x0, a_t), t, s, eta)
     return x
 
 
@@ -516,12 +530,11 @@ class Exact:
     def rows(self) -> dict[str, Rival | None]:
         """Exact draws, ours and the rivals."""
         ours = presets(self.data, self.length, self.factors[1] if self.name.startswith("mcgdiff") else 8)
-        plans = {**ours, PAPER: ancestral("paper", 100)}
-        return {
-            "exact draws (floor)": None,
-            **{name: partial(ilvr, plan=plan) for name, plan in plans.items()},
-            **RIVALS,
-        }
+        made: dict[str, Rival] = {name: partial(ilvr, plan=plan) for name, plan in ours.items()}
+        for name in ("draft", "fast"):
+            made[f"{name}, with JFPS's correction"] = partial(ilvr, plan=ours[name], correct=True)
+        made[PAPER] = partial(ilvr, plan=ancestral("paper", 100))
+        return {"exact draws (floor)": None, **made, **RIVALS}
 
     def line(self, name: str, rival: Rival | None) -> Line:
         """Run one sampler for all references and factors."""
