@@ -16,6 +16,7 @@ from benchmarks.rivals import (
     conjugate_gradients,
     ddnm,
     dps,
+    ilvr,
     jfps,
     mmps,
     pigdm,
@@ -29,7 +30,7 @@ from benchmarks.rivals import (
 )
 from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
 from ilvr_lightning.metrics.bands import bures
-from tests.support.gaussian import SCHEDULE, Gaussian
+from tests.support.gaussian import SCHEDULE, Gaussian, solver
 
 LENGTH, FACTOR = 8, 4
 double: dict[str, Any] = {"dtype": torch.float64}
@@ -66,6 +67,8 @@ def distance(p: Problem, x: Tensor) -> float:
 
 NEARLY_EXACT: dict[str, tuple[Rival, int, float]] = {
     "JFPS": (partial(jfps, steps=100), 3000, 0.01),
+    "ILVR": (partial(ilvr, plan=solver(20, eta=1.0)), 3000, 0.01),
+    "ILVR with JFPS's correction": (partial(ilvr, plan=solver(20, eta=1.0), correct=True), 3000, 0.01),
     "MMPS": (partial(mmps, steps=100, iterations=2), 3000, 0.01),
     "TDS": (partial(tds, steps=30, particles=16), 1000, 0.03),
     "TDS, twist of unit variance": (partial(tds, steps=30, particles=16, informed=False), 1000, 0.03),
