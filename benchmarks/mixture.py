@@ -4,11 +4,12 @@
 
 Images are lines of pixels. `six`: six components in 32 pixels, which share much of their low band, so that the mode is
 decided early; `overlap64` and `overlap256`: eight components in 64 and 256 pixels (16 and 64 constrained dimensions at
-N=4) whose low bands overlap, so that matched noise without a gain finds the mode. The exact denoiser and the exact
-conditional p(x | phi(x) = phi(y)) are known, a mixture itself; the samplers' draws are compared with it by the weight
-that each component gets (total variation) and by the sliced 2-Wasserstein distance in the band that the conditional
-leaves free, over its variance. Means over references drawn from the data, with the standard error; both measures have
-a floor, which the first row shows: as many exact draws of the conditional.
+N=4) whose low bands overlap, so that matched noise without a gain finds the mode; `mcgdiff8`, `mcgdiff80` and
+`mcgdiff800`: a grid of 25 components (see `mcgdiff`). The exact denoiser and the exact conditional
+p(x | phi(x) = phi(y)) are known, a mixture itself; the samplers' draws are compared with it by the weight that each
+component gets (total variation) and by the sliced 2-Wasserstein distance in the band that the conditional leaves free,
+over its variance. Means over references drawn from the data, with the standard error; both measures have a floor, which
+the first row shows: as many exact draws of the conditional.
 The presets `draft`, `fast` and `best` have the gain that
 `metrics.calibration.choose_low_band` chooses for the exact denoiser on other draws of the data; the line before the
 tables says which.
@@ -38,28 +39,44 @@ from tests.support.gaussian import SCHEDULE, ancestral, solver
 
 @dataclass(frozen=True)
 class Mixture:
-    """Equal weights, means (K, n), one covariance (n, n)."""
+    """Means (K, n), one covariance (n, n) and weights (K,), equal unless given."""
 
     means: Tensor
     covariance: Tensor
+    weights: Tensor | None = None
+
+    @functools.cached_property
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of the covariance, and its eigenvectors as columns."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return values.clamp(min=0), vectors
+
+    @property
+    def log_weights(self) -> Tensor:
+        """(K,) up to a constant."""
+        return torch.zeros(len(self.means), dtype=torch.float64) if self.weights is None else self.weights.log()
 
     def responsibilities(self, x: Tensor, scale: float, noise: float) -> Tensor:
         """(B, K) posterior weights of the components given x = scale x_0 + noise n, x (B, n)."""
-        covariance = scale**2 * self.covariance + noise**2 * torch.eye(x.shape[1], dtype=x.dtype)
-        difference = x[:, None] - scale * self.means[None]
-        solved = torch.linalg.solve(covariance, difference.flatten(0, 1).mT).mT.reshape(difference.shape)
-        weights: Tensor = torch.softmax(-0.5 * (difference * solved).sum(-1), dim=1)
-        return weights
+        return self._weights_of(x @ self.eigen[1], scale, noise)
+
+    def _weights_of(self, coefficients: Tensor, scale: float, noise: float) -> Tensor:
+        """The same for coefficients in the eigenvectors."""
+        values, vectors = self.eigen
+        variance = scale**2 * values + noise**2
+        means = scale * self.means @ vectors
+        # The squares of x are the same for all components.
+        exponent = coefficients @ (means / variance).mT - 0.5 * (means.square() / variance).sum(1)
+        return torch.softmax(exponent + self.log_weights, dim=1)
 
     def denoise(self, x: Tensor, t: Tensor) -> Prediction:
         """The exact E[x_0 | x_t], all of one t."""
         a = float(SCHEDULE.alphas_cumprod[t[0]])
-        flat = x.flatten(1)
-        weights = self.responsibilities(flat, math.sqrt(a), math.sqrt(1 - a))
-        total = a * self.covariance + (1 - a) * torch.eye(flat.shape[1], dtype=x.dtype)
-        gain = math.sqrt(a) * self.covariance @ torch.linalg.inv(total)
-        mean = weights @ self.means
-        x0 = (mean + (flat - math.sqrt(a) * mean) @ gain.mT).reshape(x.shape)
+        values, vectors = self.eigen
+        coefficients = x.flatten(1).to(vectors) @ vectors
+        mean = self._weights_of(coefficients, math.sqrt(a), math.sqrt(1 - a)) @ (self.means @ vectors)
+        gain = math.sqrt(a) * values / (a * values + 1 - a)
+        x0 = ((mean + gain * (coefficients - math.sqrt(a) * mean)) @ vectors.mT).reshape(x.shape)
         return Prediction(x0=x0, eps=(x - math.sqrt(a) * x0) / math.sqrt(1 - a))
 
     @property
@@ -77,7 +94,10 @@ class Mixture:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, n) images."""
-        component = torch.randint(len(self.means), (count,), generator=generator)
+        if self.weights is None:
+            component = torch.randint(len(self.means), (count,), generator=generator)
+        else:
+            component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn((count, self.means.shape[1]), generator=generator, dtype=torch.float64)
         images: Tensor = self.means[component] + noise @ torch.linalg.cholesky(self.covariance).mT
         return images
@@ -90,7 +110,8 @@ class Mixture:
         inner = seen.mT @ C @ seen
         gain = C @ seen @ torch.linalg.inv(inner)
         off = (y - self.means) @ seen
-        weights = torch.softmax(-0.5 * (off * torch.linalg.solve(inner, off.mT).mT).sum(1), dim=0)
+        exponent = -0.5 * (off * torch.linalg.solve(inner, off.mT).mT).sum(1)
+        weights = torch.softmax(exponent + self.log_weights, dim=0)
         return weights, self.means + off @ gain.mT, C - gain @ seen.mT @ C
 
 
@@ -120,10 +141,29 @@ def overlapping(length: int) -> Mixture:
     return Mixture(means @ basis, covariance)
 
 
+def mcgdiff(length: int) -> Mixture:
+    """The Gaussian mixture of Cardoso et al. 2024 (MCGDiff, arXiv 2308.07983, section 4 and the authors' code).
+
+    25 components with unit covariance, means (8i, 8j, 8i, 8j ...) for i and j from -2 to 2, and squares of normal draws
+    as weights. There a random matrix A measures it. What A sees without noise is a random subspace, so here the data
+    are rotated at random and the low band is measured: length/N dimensions, and noise of the samplers is unchanged by a
+    rotation. It differs from the published setting in the measurement's noise, which is none here.
+    """
+    generator = torch.Generator().manual_seed(0)
+    grid = 8 * torch.arange(-2, 3, dtype=torch.float64)
+    means = torch.cartesian_prod(grid, grid).repeat(1, length // 2)
+    weights = torch.randn(len(means), generator=generator, dtype=torch.float64).square()
+    rotation = torch.linalg.qr(torch.randn((length, length), generator=generator, dtype=torch.float64)).Q
+    return Mixture(means @ rotation, torch.eye(length, dtype=torch.float64), weights / weights.sum())
+
+
 MIXTURES: dict[str, Callable[[], Mixture]] = {
     "six": six_components,
     "overlap64": lambda: overlapping(64),
     "overlap256": lambda: overlapping(256),
+    "mcgdiff8": lambda: mcgdiff(8),
+    "mcgdiff80": lambda: mcgdiff(80),
+    "mcgdiff800": lambda: mcgdiff(800),
 }
 
 CALIBRATION_IMAGES = 400
@@ -191,12 +231,12 @@ def main() -> None:
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def presets(data: Mixture, length: int) -> dict[str, SamplingPlan]:
+def presets(data: Mixture, length: int, factor: int = 8) -> dict[str, SamplingPlan]:
     """The presets, with the gains that the calibration chooses for this denoiser; `best` has those of `fast`."""
     images = data.draw(CALIBRATION_IMAGES, torch.Generator().manual_seed(6)).reshape(-1, 1, 1, length)
     chosen: dict[str, SamplingPlan] = {}
     for name in PRESETS:
-        plan = SamplingPlan.preset(name, clip=False, factor=8)
+        plan = SamplingPlan.preset(name, clip=False, factor=factor)
         settings, better = choose_low_band(data, plan, images, range(2 * len(images)), batch=400)
         changes: dict[str, Any] = settings
         print(f"{name}: {' '.join(f'{k}={v:g}' for k, v in settings.items())} ({better})")
@@ -205,10 +245,30 @@ def presets(data: Mixture, length: int) -> dict[str, SamplingPlan]:
     return {name: chosen[name] for name in ("draft", "fast", "best")}
 
 
+Draw = Callable[[Tensor, torch.Generator], Tensor]
+"""Makes samples (B, n) from x_T (B, 1, 1, n) and a generator."""
+
+
 def measure(
     data: Mixture, y: Tensor, phi: Tensor, plan: SamplingPlan | None, factor: int, count: int, seed: int
 ) -> tuple[float, float]:
     """Total variation of the component weights, and the sliced distance, for one reference."""
+
+    def draw(x_T: Tensor, generator: torch.Generator) -> Tensor:
+        assert plan is not None
+        return generate(
+            data, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
+            reference=y.reshape(1, 1, 1, -1), x_T=x_T, noise=BatchNoise(generator),
+        ).flatten(1)  # fmt: skip
+
+    variation, distance, _ = compare(data, y, phi, None if plan is None else draw, count, seed)
+    return variation, distance
+
+
+def compare(
+    data: Mixture, y: Tensor, phi: Tensor, draw: Draw | None, count: int, seed: int
+) -> tuple[float, float, float]:
+    """The same for what `draw` makes, or for exact draws; and the sliced distance in all directions, not squared."""
     generator = torch.Generator().manual_seed(seed)
     weights, means, covariance = data.conditional(y, phi)
     values, vectors = torch.linalg.eigh(covariance)
@@ -221,20 +281,17 @@ def measure(
         return images
 
     truth = exact()
-    if plan is None:
+    if draw is None:
         x = exact()
     else:
-        x_T = torch.randn((count, 1, 1, len(y)), generator=generator, dtype=torch.float64)
-        x = generate(
-            data, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
-            reference=y.reshape(1, 1, 1, -1), x_T=x_T, noise=BatchNoise(generator),
-        ).flatten(1)  # fmt: skip
+        x = draw(torch.randn((count, 1, 1, len(y)), generator=generator, dtype=torch.float64), generator)
     share = data.responsibilities(x, 1.0, 0.0).mean(0)
     directions = torch.randn((64, len(y)), generator=generator, dtype=torch.float64)
-    directions = directions - directions @ phi.mT
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    variance = float((truth @ directions.mT).var(0).mean())
-    return float(0.5 * (share - weights).abs().sum()), sliced_w2(x, truth, directions) / variance
+    free = directions - directions @ phi.mT
+    free, directions = (each / each.norm(dim=1, keepdim=True) for each in (free, directions))
+    variance = float((truth @ free.mT).var(0).mean())
+    variation = float(0.5 * (share - weights).abs().sum())
+    return variation, sliced_w2(x, truth, free) / variance, math.sqrt(sliced_w2(x, truth, directions))
 
 
 if __name__ == "__main__":

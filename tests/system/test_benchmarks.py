@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import fidelity, filters, side_by_side, speed, trained, training_settings
+from benchmarks import fidelity, filters, mixture, rivals, side_by_side, speed, trained, training_settings
 from benchmarks.features import WIDTH, Features, features_of, load_features
 from benchmarks.fidelity import nearest
 from benchmarks.training_settings import LOG_SNR, bound
@@ -96,6 +96,47 @@ def test_table_of_filters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "| cubic, orthogonal | 0 | 0.079 | 0.071 | 0.052 | 0.017 |" in out
     assert "| ideal | 0 | 0 | 0 | 0 | 0 |" in out
+
+
+def tables(out: str) -> list[list[list[str]]]:
+    """The cells of each table, its header first."""
+    rows = [[cell.strip() for cell in line.split("|")][1:-1] for line in out.splitlines() if line.startswith("|")]
+    starts = [i for i, row in enumerate(rows) if row[0] == "sampler"]
+    return [[rows[a], *rows[a + 2 : b]] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+def test_table_of_rivals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(mixture, "CALIBRATION_IMAGES", 20)
+    arguments(monkeypatch, "--data", "gaussian", "six", "mcgdiff8", "--samples", 20, "--references", 2,
+              "--only", "exact*", "draft", "DDNM, 20 steps", "PiGDM, 10 *", "TDS, 4 particles, 20*")  # fmt: skip
+    rivals.main()
+    found = tables(capsys.readouterr().out)
+    assert [header[2] for header, *_ in found] == [
+        "W2² / variance, N=4", "total variation, N=4", "total variation, 1 dim.",
+    ]  # fmt: skip
+    for header, *rows in found:
+        costs = {row[0]: int(row[1]) for row in rows}
+        assert costs == {
+            "exact draws (floor)": 0, "draft": 10, "DDNM, 20 steps": 20, "PiGDM, 10 steps": 30,
+            "TDS, 4 particles, 20 steps": 232,
+        }  # fmt: skip
+        assert list(costs.values()) == sorted(costs.values())
+        assert all(len(row) == len(header) for row in rows)
+        assert all(math.isfinite(float(cell.split()[0])) for row in rows for cell in row[2:])
+
+
+def test_table_of_rivals_on_a_trained_network(
+    trained_run: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments(monkeypatch, "--data", "toon64", "--ckpt", trained_run, "--ref", *sorted(images.glob("*.png"))[:3],
+              "--train", images, "--factor", 2, "--only", "draft", "JFPS, 20*", "PiGDM, 10 *", "MMPS, 1*")  # fmt: skip
+    rivals.main()
+    (table,) = tables(capsys.readouterr().out)
+    header, *rows = table
+    assert header == ["sampler", "evaluations", "energy score, N=2", "Fréchet distance, N=2", "energy, N=2",
+                      "low-band error, N=2"]  # fmt: skip
+    assert [row[1] for row in rows] == ["10", "20", "30", "100"]
+    assert all(math.isfinite(float(cell.split()[0])) for row in rows for cell in row[2:])
 
 
 def test_nearest_training_image_is_found_mirrored_too() -> None:
