@@ -424,6 +424,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Print a table per N."""
     args = make_parser().parse_args()
+    if wrong := [n for n in args.factor if n < 2 or n & (n - 1)]:
+        raise UserError(f"--factor takes powers of two from 2: got {wrong[0]}")
     loaded = load_denoiser(args.ckpt, say=None)
     place = f"{args.data}:test[{args.first}:{args.first + args.references}]"
     references = list(find_references([place], loaded.image_shape))

@@ -204,6 +204,12 @@ def test_table_of_the_posterior(
         table("--references", 5, "--only", "draft", "--precision", "bf16")
 
 
+def test_posterior_is_for_powers_of_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments(monkeypatch, "--ckpt", "none", "--data", tmp_path, "--out", tmp_path, "--factor", 8, 6)
+    with pytest.raises(UserError, match="powers of two from 2: got 6"):
+        posterior.main()
+
+
 def test_posterior_needs_attributes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no attributes\.json"):
         Attributes.read(tmp_path)
