@@ -237,12 +237,11 @@ def marginal_auroc(features: Tensor, folds: int = 5, permutations: int = 100) ->
         The area under the ROC curve within folds, averaged over the images, and its standard deviation under
         exchangeability.
     """
-    fold = _folds(len(features), folds)
 
     def area(z: Tensor) -> float:
         scores = _held_out_scores(z, folds)
-        below = [_share_below(scores[fold == k, 0], scores[fold == k, 1:].flatten()) for k in range(folds)]
-        return float(torch.cat(below).mean())
+        parts = [scores[k::folds] for k in range(folds)]
+        return float(torch.cat([_share_below(part[:, 0], part[:, 1:].flatten()) for part in parts]).mean())
 
     return _with_deviation(area, _with_squares(features), permutations)
 
@@ -271,16 +270,11 @@ def _with_squares(features: Tensor) -> Tensor:
     return torch.cat([z, z.square() - 1], 2)
 
 
-def _folds(references: int, folds: int) -> Tensor:
-    return torch.arange(references) % folds
-
-
 def _held_out_scores(features: Tensor, folds: int) -> Tensor:
     """(R, M) log-odds of being the image, each from a regression that has not seen its reference."""
-    fold, scores = _folds(len(features), folds), features.new_empty(features.shape[:2])
+    fold, scores = torch.arange(len(features)) % folds, features.new_empty(features.shape[:2])
     for k in range(folds):
-        weights = _logistic_regression(features[fold != k])
-        scores[fold == k] = features[fold == k] @ weights
+        scores[fold == k] = features[fold == k] @ _logistic_regression(features[fold != k])
     return scores
 
 
@@ -293,8 +287,7 @@ def _logistic_regression(features: Tensor, ridge: float = 1.0, steps: int = 20) 
     is_image = torch.zeros_like(features[..., 0])
     is_image[:, 0] = 1
     importance = torch.where(is_image == 1, 1.0, 1 / (features.shape[1] - 1)).flatten()
-    penalty = ridge * torch.eye(x.shape[1], dtype=x.dtype)
-    penalty[-1, -1] = 1e-6
+    penalty = torch.diag(torch.tensor([ridge] * features.shape[2] + [1e-6], dtype=x.dtype))
     weights = x.new_zeros(x.shape[1])
     for _ in range(steps):
         p = torch.sigmoid(x @ weights)
