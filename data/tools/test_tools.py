@@ -1,6 +1,7 @@
 """The scripts of this folder draw the images of data/. Needs requirements.txt; run by make test-data."""
 
 import io
+import json
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_script_draws_the_stored_images(name: str, split: str) -> None:
     for index in (0, 1, count // 3, count // 2, count - 2, count - 1):
         drawn = make_sets.decoded(make_sets.encoded(make_sets.draw(name, split, index)))
         assert drawn == pixels(name, split)[index], index
+
+
+@pytest.mark.parametrize(("name", "split"), COUNTS)
+def test_attributes_are_those_of_the_drawings(name: str, split: str) -> None:
+    stored = json.loads((DATA / name / "attributes.json").read_text())
+    for index in range(0, COUNTS[name, split], 20):
+        parts = {part: shapes[stored[split][part][index]] for part, shapes in stored["shapes"].items()}
+        assert parts == make_sets.drawing(name, split, index).parts, index
 
 
 @pytest.mark.parametrize("name", sorted(make_references.REFERENCES))

@@ -58,6 +58,18 @@ def test_split_is_complete(name: str, split: str) -> None:
     assert CHECKSUMS[name][split] == {"count": len(stored), "sha256": digest}
 
 
+@pytest.mark.parametrize(("name", "split"), SPLITS)
+def test_every_image_has_attributes(name: str, split: str) -> None:
+    file = DATA / name / "attributes.json"
+    assert file.stat().st_size < 100e3
+    content = json.loads(file.read_text())
+    assert set(content) == {"shapes", "train", "test"}
+    for part, shapes in content["shapes"].items():
+        codes = content[split][part]
+        assert len(codes) == COUNTS[name, split]
+        assert set(codes) <= set(range(len(shapes)))
+
+
 def test_sets_are_small() -> None:
     assert sum(parquet(name, split).stat().st_size for name, split in SPLITS) < 13e6
 

@@ -6,10 +6,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import fidelity, filters, mixture, rivals, side_by_side, speed, trained, training_settings
+from benchmarks import fidelity, filters, mixture, posterior, rivals, side_by_side, speed, trained, training_settings
+from benchmarks.attributes import Attributes
 from benchmarks.features import WIDTH, Features, features_of, load_features
 from benchmarks.fidelity import nearest
 from benchmarks.training_settings import LOG_SNR, bound
@@ -17,6 +20,7 @@ from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.data.images import read_image
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
+from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 
 
@@ -190,6 +194,81 @@ def test_table_of_fidelity(
     assert list(rows) == ["", "---", "training images", "unconditional", "N=2", "held-out images"]
     assert abs(float(rows["held-out images"][1])) < 0.01
     assert set(rows["held-out images"][2].split()) == {"1.00"}
+
+
+@pytest.fixture
+def shades(tmp_path: Path) -> Path:
+    """A set of dark and bright pictures, which is its attribute."""
+    random = np.random.default_rng(0)
+    codes: dict[str, dict[str, list[int]]] = {}
+    for split, count in (("train", 60), ("test", 8)):
+        codes[split] = {"shade": random.integers(0, 2, count).tolist()}
+        (tmp_path / "shades" / split).mkdir(parents=True)
+        for number, bright in enumerate(codes[split]["shade"]):
+            pixels = random.integers(170 if bright else 0, 256 if bright else 86, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "shades" / split / f"{number:03}.png")
+    content = {"shapes": {"shade": ["dark", "bright"]}, **codes}
+    (tmp_path / "shades" / "attributes.json").write_text(json.dumps(content))
+    return tmp_path / "shades"
+
+
+def test_table_of_the_posterior(
+    trained_run: Path, shades: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def table(*options: object) -> dict[str, dict[str, str]]:
+        arguments(monkeypatch, "--ckpt", trained_run, "--data", shades, "--out", tmp_path / "out", "--factor", 2,
+                  "--first", 1, "--samples", 3, "--batch-size", 4, *options)  # fmt: skip
+        posterior.main()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        header, _, *rows = ([cell.strip() for cell in line.split("|")][1:-1] for line in lines)
+        return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+    names = ["draft", "unconditional, 2M 10", "training images"]
+    found = table("--references", 5, "--only", *names, "--epochs", 20)
+    assert list(found) == names
+    assert all(row["references"] == "5" for row in found.values())
+    draft = found["draft"]
+    stored = torch.load(tmp_path / "out" / "draft-N2-K3.pt", weights_only=True)["images"]
+    assert stored.shape == (15, 3, 8, 8)
+
+    def refuse(*args: object, **settings: object) -> None:
+        raise AssertionError("samples are made again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(posterior, "generate", refuse)
+        assert table("--references", 5, "--only", "draft") == {"draft": draft}
+        assert table("--references", 7, "--only", "draft", "fast", "--cached", "--scalars") == {"draft": draft}
+    longer = table("--references", 7, "--only", "draft")["draft"]
+    assert longer["references"] == "7"
+    assert torch.equal(torch.load(tmp_path / "out" / "draft-N2-K3.pt", weights_only=True)["images"][:15], stored)
+    with pytest.raises(UserError, match="another --out"):
+        table("--references", 5, "--only", "draft", "--precision", "bf16")
+
+
+def test_posterior_is_for_powers_of_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments(monkeypatch, "--ckpt", "none", "--data", tmp_path, "--out", tmp_path, "--factor", 8, 6)
+    with pytest.raises(UserError, match="powers of two from 2: got 6"):
+        posterior.main()
+
+
+def test_posterior_needs_attributes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no attributes\.json"):
+        Attributes.read(tmp_path)
+
+
+def test_rows_of_the_posterior_have_what_the_checkpoint_holds(trained_run: Path) -> None:
+    loaded = load_denoiser(trained_run, say=None)
+    table = posterior.rows(loaded, 2)
+    assert set(posterior.DEFAULT_ROWS) < set(table)
+    assert not any("1000" in name for name in posterior.DEFAULT_ROWS)
+    for name, source in table.items():
+        if source.plan is None:
+            assert name == posterior.TRAINING_IMAGES
+        elif name.rpartition(" ")[2].isdigit():
+            assert source.plan.num_steps == int(name.rpartition(" ")[2])
+    for name in ("draft", "fast", "best"):
+        assert table[name].plan == loaded.preset(name, 2)
+        assert table[name].conditional
 
 
 def test_table_of_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
