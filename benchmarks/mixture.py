@@ -21,11 +21,13 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ilvr_lightning.diffusion.components import Components, lowest_frequencies, principal_components
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_band import radial_spectrum
@@ -84,10 +86,20 @@ class Mixture:
         return SCHEDULE
 
     @functools.cached_property
+    def training_images(self) -> Tensor:
+        """(B, 1, 1, n) draws from which spectrum and components are computed."""
+        images = self.draw(20_000, torch.Generator().manual_seed(5))
+        return images.reshape(len(images), 1, 1, -1)
+
+    @functools.cached_property
     def spectrum(self) -> tuple[float, ...]:
         """Variance of the images' DCT coefficients by radius."""
-        images = self.draw(20_000, torch.Generator().manual_seed(5))
-        return tuple(radial_spectrum(images.reshape(len(images), 1, 1, -1)))
+        return tuple(radial_spectrum(self.training_images))
+
+    @functools.cached_property
+    def components(self) -> Components:
+        """The images' principal components."""
+        return principal_components(lowest_frequencies(self.training_images), (1, self.means.shape[1]))
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         return self.denoise(x, t)
@@ -194,6 +206,7 @@ def main() -> None:
     parser.add_argument("--mixture", choices=tuple(MIXTURES), default="six")
     parser.add_argument("--seed", type=int, default=1, help="of the references and of the noise")
     parser.add_argument("--factor", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows to make")
     args = parser.parse_args()
     rows: dict[str, SamplingPlan | None] = {
         "exact draws (the measures' floor)": None,
@@ -220,6 +233,8 @@ def main() -> None:
         print(f"\nN={factor}, {args.references} references, {args.samples} samples each")
         print("| sampler, evaluations | total variation of the components | sliced W2² / variance |\n|---|---|---|")
         for name, plan in rows.items():
+            if not any(fnmatch(name, pattern) for pattern in args.only):
+                continue
             figures = [
                 measure(data, y, phi, plan, factor, args.samples, 1000 * args.seed + i)
                 for i, y in enumerate(references)

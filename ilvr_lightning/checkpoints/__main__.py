@@ -44,8 +44,11 @@ def make_parser() -> Parser:
                      help="; ".join(f"{name}: {family.writes}" for name, family in formats.items()))  # fmt: skip
     out.add_argument("out", type=Path, metavar="OUT", help="the file or folder to write; it must not exist")
     out.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGES",
-                     help="set the presets' octave_gains on held-out images of the training domain, given as for "
-                     f"sample.py --ref; at most {MAX_CALIBRATION_IMAGES} are used")  # fmt: skip
+                     help="calibrate the presets on held-out images of the training domain, given as for sample.py "
+                     f"--ref; at most {MAX_CALIBRATION_IMAGES} are used")  # fmt: skip
+    out.add_argument("--training-images", nargs="+", default=[], metavar="IMAGES",
+                     help="with --calibrate: images that the model was trained on, a thousand or more if there are so "
+                     "many; their principal components say what belongs to a reference's low frequencies")  # fmt: skip
     out.add_argument("--half", action="store_true", help="write the weights in float16, half the size")
     out.add_argument("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
     return parser
@@ -75,11 +78,13 @@ def export(args: argparse.Namespace) -> int:
     from ilvr_lightning.checkpoints.load import load_denoiser
 
     check_target(args.out)
+    if args.training_images and not args.calibrate:
+        raise UserError("--training-images is for --calibrate; give held-out images, too")
     if args.calibrate and args.to != "safetensors":
         raise UserError(f"--calibrate is for --to safetensors; {args.to} cannot hold octave_gains")
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     if args.calibrate:
-        _calibrate(loaded, args.calibrate)
+        _calibrate(loaded, args.calibrate, args.training_images)
     for path in write(loaded, args.to, args.out, args.half):
         print(f"wrote        {path}")
     if overrides := export_formats()[args.to].overrides_for(loaded.description, loaded.network.state_dict()):
@@ -87,20 +92,26 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(loaded: "LoadedDenoiser", given: list[str]) -> None:
+def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) -> None:
     """Replace the octave_gains of a denoiser by those that held-out images call for."""
     import torch
 
     from ilvr_lightning.data.references import find_references
+    from ilvr_lightning.diffusion.components import lowest_frequencies, mirrored, principal_components
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
     references = find_references(given, loaded.image_shape, "crop", flag="--calibrate")[:MAX_CALIBRATION_IMAGES]
     images = torch.stack([r.tensor for r in references])
+    components = loaded.components
+    if training:
+        train = find_references(training, loaded.image_shape, "crop", flag="--training-images")
+        parts = [train[first : first + 64] for first in range(0, len(train), 64)]
+        coefficients = torch.cat([lowest_frequencies(torch.stack([r.tensor for r in part])) for part in parts])
+        size = loaded.image_shape[1], loaded.image_shape[2]
+        components = principal_components(torch.cat([coefficients, mirrored(coefficients)]), size)
     print(f"calibrating  on {len(images)} images ...", flush=True)
-    found = calibrate_presets(loaded.fastest(), images, clip=loaded.clip, say=print)
-    loaded.description = replace(
-        loaded.description, spectrum=found.spectrum, low_band=found.low_band, octave_gains=found.octave_gains
-    )
+    found = calibrate_presets(loaded.fastest(), images, components, clip=loaded.clip, say=print)
+    loaded.description = replace(loaded.description, **vars(found))
     print("\n".join(loaded.description.gain_lines()))
     every = [gain for by_factor in found.octave_gains.values() for each in by_factor.values() for gain in each]
     if any(abs(gain - 1) > MAX_CHANGE - 1e-3 for gain in every):

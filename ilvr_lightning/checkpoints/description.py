@@ -4,12 +4,15 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ilvr_lightning.config.schema import MAX_SIDE, DiffusionConfig
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import UserError, did_you_mean
 from ilvr_lightning.models.config import UNetConfig
+
+if TYPE_CHECKING:  # the flags of --override are read before torch is
+    from ilvr_lightning.diffusion.components import Components
 
 FULL_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64, (1, 2, 2, 2): 32}
 """The published code of ADM and improved-diffusion has these multipliers for these image sizes in pixels."""
@@ -35,6 +38,8 @@ class ModelDescription:
     """What the file says about its training, such as its step and its validation loss."""
     spectrum: tuple[float, ...] = ()
     """Variance of the training images' DCT coefficients by radius, as radial_spectrum returns it; empty if unknown."""
+    components: "Components | None" = field(default=None, compare=False)
+    """The training images' principal components; None if unknown."""
     low_band: dict[str, dict[str, float]] = field(default_factory=dict)
     """The calibrated settings of matched noise, LOW_BAND_FIELDS by preset."""
     octave_gains: dict[str, dict[int, Gains]] = field(default_factory=dict)

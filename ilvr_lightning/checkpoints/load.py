@@ -52,7 +52,7 @@ class LoadedDenoiser(Denoiser):
         device = torch.device(device)
         forward = fastest_copy(self.network.to(device), device)
         denoiser = Denoiser(forward, self.schedule, self.prediction_type)
-        denoiser.spectrum = self.spectrum
+        denoiser.spectrum, denoiser.components = self.spectrum, self.components
         return denoiser
 
     def calibrated(self, preset: str, plan: SamplingPlan) -> SamplingPlan:
@@ -167,7 +167,7 @@ def load_denoiser(
     )
     denoiser.image_shape = description.image_shape
     denoiser.clip = description.clip
-    denoiser.spectrum = description.spectrum
+    denoiser.spectrum, denoiser.components = description.spectrum, description.components
     # The average of the weights was calibrated.
     denoiser.description = replace(description, octave_gains={}, low_band={}) if weights == "raw" else description
     denoiser.found = replace(info, state=replace(info.state, tensors={}, content={}))  # unmaps the file

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ilvr_lightning.diffusion.components import Components, HighBandCorrection
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains, cast_like
 from ilvr_lightning.diffusion.multiplier import Multiplier
@@ -63,6 +64,10 @@ class ILVR:
     spectrum: tuple[float, ...] = ()
     """Variance of the training images' DCT coefficients by radius, as radial_spectrum returns it; the gain needs it.
     Without it, the spectrum of natural images at the reference's variance."""
+    high_band_correction: float = 0.0
+    """How much of its regression on the low band's error x_0's high band is corrected by, in [0, 1]."""
+    components: Components | None = None
+    """The training images' principal components, which the correction needs; without them there is none."""
     octave_gains: tuple[tuple[float, ...], ...] = ()
     """Multipliers of the octaves of the predicted x_0 above phi in refined steps, the finest last; one list, or
     one per image. For factors that are powers of two."""
@@ -127,6 +132,7 @@ class ILVRRun:
     """The mask on the filter's grid."""
     _octaves: OctaveGains | None = None
     _multiplier: Multiplier | None = None
+    _correction: HighBandCorrection | None = None
     _variance: Tensor | None = None
     """(B, 1, 1, 1) variance of the reference's own noise, if it has any."""
     _own_levels: tuple[int, ...] = (0,)
@@ -143,6 +149,8 @@ class ILVRRun:
                 gain=settings.low_band_gain, decay=settings.low_band_decay, limit=settings.low_band_limit,
                 sigma=0.0 if self._variance is None else self._variance.sqrt(),
             )  # fmt: skip
+        if settings.high_band_correction and settings.components is not None:
+            self._correction = HighBandCorrection(settings.low_pass, settings.components, settings.reference)
         if self.settings.mask is not None:
             self._mask = cast_like(self.settings.low_pass.cell_means(self.settings.mask), self.settings.reference)
         if self.settings.has_gains:
@@ -167,8 +175,11 @@ class ILVRRun:
         target = self.settings.reference if self._mean is None else self._mean
         difference = None if fresh else self._low_band(target - x0, s)
         self._eps = self._matched_noise(prediction.eps, difference, t, s, inside)
+        if self._correction is not None and difference is not None:
+            shift = self._correction(difference, float(self.schedule.log_snr_half[t]))
+            refined = x0 + self.settings.high_band_correction * self._conditioned_pixels(x0, s) * shift
         if self._octaves is not None:
-            refined = refined + self._conditioned_pixels(x0, s) * (self._octaves(x0) - x0)
+            refined = refined + self._conditioned_pixels(x0, s) * (self._octaves(refined) - refined)
         if difference is not None:
             refined = refined + difference
         return replace(prediction, x0=_where(inside, refined, x0))

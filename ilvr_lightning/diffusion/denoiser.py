@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from ilvr_lightning.diffusion.components import Components
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 
 PredictionType = Literal["eps", "v", "x0"]
@@ -44,6 +45,8 @@ class Denoiser:
     spectrum: tuple[float, ...] = ()
     """Variance of the training images' DCT coefficients by radius, as low_band.radial_spectrum returns it, for ILVR's
     gain; empty if unknown."""
+    components: Components | None = None
+    """The training images' principal components, for the correction of x_0's high band; None if unknown."""
 
     def __init__(
         self,

@@ -105,7 +105,11 @@ def generate_steps(
         return clip_prediction(prediction, x, t, schedule) if plan.clip else prediction
 
     timesteps = evaluated_timesteps(schedule, plan)
-    ilvr = _ilvr(plan, x_T, reference, mask, tuple(getattr(denoise, "spectrum", ())))
+    ilvr = _ilvr(plan, x_T, reference, mask)
+    if ilvr is not None:
+        components = getattr(denoise, "components", None)
+        fits = components is not None and components.size == tuple(shape[1:])
+        ilvr = replace(ilvr, spectrum=tuple(getattr(denoise, "spectrum", ())), components=components if fits else None)
     if plan.start_from is not None:
         if ilvr is None:
             raise ValueError("sampling.start_from needs a reference to begin from")
@@ -131,9 +135,7 @@ def evaluated_timesteps(schedule: NoiseSchedule, plan: SamplingPlan) -> list[int
     return list(plan.timesteps or spaced_timesteps(schedule, plan.evaluations, plan.spacing, plan.start_from))
 
 
-def _ilvr(
-    plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None, spectrum: tuple[float, ...] = ()
-) -> ILVR | None:
+def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None) -> ILVR | None:
     if reference is None:
         if mask is not None:
             raise ValueError("a mask needs a reference")
@@ -169,7 +171,7 @@ def _ilvr(
         low_band_decay=plan.low_band_decay,
         low_band_limit=plan.low_band_limit,
         reference_sigma=sigmas_per_image(plan.reference_sigma),
-        spectrum=spectrum,
+        high_band_correction=plan.high_band_correction,
         condition_from=plan.condition_from,
         condition_to=plan.condition_to,
         respaced_range_t=plan.respaced_range_t,

@@ -13,7 +13,9 @@ Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
-LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation", "low_band_limit")
+LOW_BAND_FIELDS = (
+    "low_band_gain", "low_band_decay", "eps_extrapolation", "high_band_correction", "low_band_limit",
+)  # fmt: skip
 """The settings of matched noise, which `calibrate` chooses for a network."""
 SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
 """The samplers, each with the settings that only some samplers read; samplers.py has a function of each name."""
@@ -69,6 +71,9 @@ class SamplingPlan:
     low_band_limit: float = 0.0
     """With a gain: largest root mean square of the multiplier, against artifacts where a reference does not fit the
     training images; 0 sets no limit, about 1 is strict."""
+    high_band_correction: float = 0.0
+    """How much of its regression on the low band's error the high band of the predicted x_0 is corrected by, from 0 to
+    1; it needs a checkpoint that knows the principal components of its training images."""
     reference_sigma: float | tuple[float, ...] = 0.0
     """Standard deviation of the noise that the reference itself has, for pixels in [-1, 1]: its low frequencies are
     followed only as closely as that. One value, or one per image."""
@@ -106,13 +111,16 @@ class SamplingPlan:
             raise ValueError(f"sampling.low_band_decay must be between 0 and 1: got {self.low_band_decay}")
         if not (math.isfinite(self.low_band_limit) and self.low_band_limit >= 0):
             raise ValueError(f"sampling.low_band_limit must be at least 0: got {self.low_band_limit}")
-        if self.low_band_gain and self.reference_noise != "matched":
-            raise ValueError(
-                "sampling.low_band_gain needs sampling.reference_noise=matched: "
-                f"got {self.low_band_gain} with {self.reference_noise}"
-            )
-        if self.low_band_gain and not self.orthogonal and self.kernel != "ideal":
-            raise ValueError("sampling.low_band_gain needs sampling.orthogonal=true: got false")
+        if not (math.isfinite(self.high_band_correction) and 0 <= self.high_band_correction <= 1):
+            raise ValueError(f"sampling.high_band_correction must be between 0 and 1: got {self.high_band_correction}")
+        for name in ("low_band_gain", "high_band_correction"):
+            value = getattr(self, name)
+            if value and self.reference_noise != "matched":
+                raise ValueError(
+                    f"sampling.{name} needs sampling.reference_noise=matched: got {value} with {self.reference_noise}"
+                )
+            if value and not self.orthogonal and self.kernel != "ideal":
+                raise ValueError(f"sampling.{name} needs sampling.orthogonal=true: got false")
         if self.eps_extrapolation and self.reference_noise != "matched":
             raise ValueError(
                 "sampling.eps_extrapolation needs sampling.reference_noise=matched: "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ilvr_lightning.diffusion.components import Components
 from ilvr_lightning.diffusion.denoiser import Denoise, Denoiser
 from ilvr_lightning.diffusion.generate import DenoiseWithSchedule, generate
 from ilvr_lightning.diffusion.low_band import radial_spectrum
@@ -21,7 +22,8 @@ PRESETS = ("fast", "draft")
 GAIN_CHOICES = (
     (0.0, 1.0, 0.0), (2.0, 0.0, 0.75), (4.0, 0.0, 0.75), (8.0, 0.0, 0.75), (16.0, 0.0, 0.75), (1000.0, 1.0, 0.75),
 )  # fmt: skip
-"""The settings of matched noise that are tried: low_band_gain, low_band_decay and eps_extrapolation."""
+"""The settings of matched noise that are tried: low_band_gain, low_band_decay and eps_extrapolation. Where the images'
+components are known, each is tried with the correction of the high band, and the first without it, too."""
 LIMIT_CHOICES = (1.25, 1.5, 2.0, 3.0)
 """The low_band_limits that are tried after them; the next is none."""
 CHOICE_FACTOR, CHOICE_IMAGES = 8, 32
@@ -88,6 +90,8 @@ class Calibration:
 
     spectrum: tuple[float, ...]
     """Variance of the images' DCT coefficients by radius."""
+    components: Components | None
+    """The training images' principal components."""
     low_band: dict[str, dict[str, float]]
     """LOW_BAND_FIELDS by preset."""
     octave_gains: dict[str, dict[int, Gains]]
@@ -97,6 +101,7 @@ class Calibration:
 def calibrate_presets(
     denoiser: Denoiser,
     images: Tensor,
+    components: Components | None = None,
     *,
     seed: int = 0,
     clip: bool = True,
@@ -108,6 +113,7 @@ def calibrate_presets(
     Args:
         denoiser: the network; its spectrum becomes that of the images.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain.
+        components: those of the training images, without which the high band is not corrected.
         seed: seed of the noise.
         clip: whether the plans clip x_0.
         batch: images sampled at once.
@@ -115,6 +121,7 @@ def calibrate_presets(
     """
     schedule = denoiser.schedule
     denoiser.spectrum = tuple(float(f"{variance:.4g}") for variance in radial_spectrum(images))
+    denoiser.components = components
     seeds = [derive_seed(seed, "calibration", i) for i in range(2 * len(images))]
     height, width = images.shape[2:]
     factors = [n for n in (2, 4, 8, 16, 32, 64) if height % n == width % n == 0 and 2 * n <= min(height, width)]
@@ -133,7 +140,7 @@ def calibrate_presets(
         octave_gains[preset] = calibrate(denoiser, schedule, plan, factors, images, seeds[: len(images)], batch)
     if "fast" in low_band:
         low_band["best"] = low_band["fast"]  # with more steps the choice matters less, and costs more
-    return Calibration(spectrum=denoiser.spectrum, low_band=low_band, octave_gains=octave_gains)
+    return Calibration(spectrum=denoiser.spectrum, components=components, low_band=low_band, octave_gains=octave_gains)
 
 
 def choose_low_band(
@@ -141,9 +148,9 @@ def choose_low_band(
 ) -> tuple[dict[str, float], str]:
     """The settings of matched noise with the lowest energy score of the high band, two samples per image.
 
-    First gain, decay and kappa are chosen, then the limit of the multiplier. Settings whose score is within one
-    standard error of the lowest (of the differences, image by image) are as good: of those, the first of GAIN_CHOICES
-    is taken, and the strictest of LIMIT_CHOICES.
+    First gain, decay, kappa and correction are chosen, then the limit of the multiplier. Settings whose score is within
+    one standard error of the lowest (of the differences, image by image) are as good: of those, the first of
+    GAIN_CHOICES is taken, and the strictest of LIMIT_CHOICES.
 
     Args:
         denoiser: the network, with the spectrum of its images.
@@ -163,18 +170,22 @@ def choose_low_band(
         made = _samples(denoiser, denoiser.schedule, replace(plan, **changes), twice, seeds, batch)
         return energy_scores(made.clamp(-1, 1).reshape(-1, 2, *images.shape[1:]), images, factor)
 
-    tried = [scores(*choice, 0.0) for choice in GAIN_CHOICES]
+    corrects = getattr(denoiser, "components", None) is not None
+    choices = [(*GAIN_CHOICES[0], 0.0)] + [
+        (*choice, float(corrects)) for choice in GAIN_CHOICES[0 if corrects else 1 :]
+    ]
+    tried = [scores(*choice, 0.0) for choice in choices]
     best = min(tried, key=lambda score: float(score.mean()))
     number = next(i for i, score in enumerate(tried) if _is_as_good(score, best))
     chosen, limit = tried[number], 0.0
-    if number:
+    if choices[number][0]:
         for candidate in LIMIT_CHOICES:
-            limited = scores(*GAIN_CHOICES[number], candidate)
+            limited = scores(*choices[number], candidate)
             if _is_as_good(limited, chosen):
                 chosen, limit = limited, candidate
                 break
     mean, error = (100 * value / float(tried[0].mean()) for value in _mean_and_error(tried[0] - chosen))
-    settings = dict(zip(LOW_BAND_FIELDS, (*GAIN_CHOICES[number], limit), strict=True))
+    settings = dict(zip(LOW_BAND_FIELDS, (*choices[number], limit), strict=True))
     return settings, f"energy score lower by {mean:.1f}% ±{error:.1f}"
 
 

@@ -273,4 +273,9 @@ def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, in
             "note         --low-band-gain: the checkpoint does not say how its training images vary, so natural images "
             "are assumed; python -m ilvr_lightning.checkpoints export --calibrate adds it"
         )
+    if plan.high_band_correction and denoiser.components is None and args.high_band_correction is not None:
+        say(
+            "note         --high-band-correction changes nothing: the checkpoint does not hold the components of its "
+            "training images; python -m ilvr_lightning.checkpoints export --calibrate --training-images adds them"
+        )
     return plans

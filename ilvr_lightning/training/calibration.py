@@ -7,6 +7,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from ilvr_lightning.data.datamodule import ImageDataModule
+from ilvr_lightning.diffusion.components import Components, lowest_frequencies, mirrored, principal_components
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import first_line
@@ -16,6 +18,9 @@ from ilvr_lightning.runtime.hardware import fastest_copy
 from ilvr_lightning.runtime.signals import reached_max_steps
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
 from ilvr_lightning.training.module import DDPM
+
+MIN_IMAGES, MAX_IMAGES, STREAMED_IMAGES = 8, 4000, 500
+"""Components are computed from so many training images: from fewer they say nothing, more add little."""
 
 
 class Calibration(Callback):
@@ -32,19 +37,21 @@ class Calibration(Callback):
         self.images = images
         self.seed = seed
         self.spectrum: tuple[float, ...] = ()
+        self.components: dict[str, Any] | None = None
         self.low_band: dict[str, dict[str, float]] = {}
         self.gains: dict[str, dict[int, Gains]] = {}
         self.calibrated_at = -1
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "spectrum": self.spectrum, "low_band": self.low_band, "octave_gains": self.gains,
-            "calibrated_at": self.calibrated_at,
+            "spectrum": self.spectrum, "components": self.components, "low_band": self.low_band,
+            "octave_gains": self.gains, "calibrated_at": self.calibrated_at,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.gains, self.calibrated_at = state_dict["octave_gains"], state_dict["calibrated_at"]
         self.spectrum, self.low_band = state_dict.get("spectrum", ()), state_dict.get("low_band", {})
+        self.components = state_dict.get("components")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs or reached_max_steps(trainer)
@@ -56,7 +63,9 @@ class Calibration(Callback):
 
     def _calibrate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DDPM)
-        held_out = trainer.datamodule.validation  # type: ignore[attr-defined]
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        held_out = data.validation
+        assert held_out is not None
         images = torch.stack([held_out[i][0] for i in range(min(self.images, len(held_out)))])
         batch_size = sampling_batch_size(trainer, pl_module.config.data.batch_size, 64)
         say(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images")
@@ -65,8 +74,11 @@ class Calibration(Callback):
                 forward = fastest_copy(pl_module.network, pl_module.device)
                 denoiser = Denoiser(forward, pl_module.schedule, pl_module.denoiser.prediction_type)
                 images = images.to(pl_module.device)
-                found = calibrate_presets(denoiser, images, seed=self.seed, batch=batch_size, say=say)
+                found = calibrate_presets(
+                    denoiser, images, _components(data), seed=self.seed, batch=batch_size, say=say
+                )
             self.spectrum, self.low_band, self.gains = found.spectrum, found.low_band, found.octave_gains
+            self.components = found.components.plain() if found.components is not None else None
             self.calibrated_at = trainer.global_step
         except RuntimeError as error:  # out of memory, say: what was trained must still be saved
             warnings.warn(
@@ -74,3 +86,17 @@ class Calibration(Callback):
                 "python -m ilvr_lightning.checkpoints export --calibrate does it later",
                 stacklevel=2,
             )
+
+
+def _components(data: ImageDataModule) -> Components | None:
+    """The principal components of the training images; None of fewer than MIN_IMAGES."""
+    images = data.train
+    assert images is not None
+    count = min(len(images), STREAMED_IMAGES if data.config.streaming else MAX_IMAGES)
+    if count < MIN_IMAGES:
+        return None
+    parts = [range(first, min(first + 64, count)) for first in range(0, count, 64)]
+    coefficients = torch.cat([lowest_frequencies(torch.stack([images[i][0] for i in part])) for part in parts])
+    if data.config.flip:
+        coefficients = torch.cat([coefficients, mirrored(coefficients)])
+    return principal_components(coefficients, data.config.size)

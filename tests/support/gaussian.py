@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ilvr_lightning.diffusion.components import COMPONENT_SIDE, COMPONENTS, MIN_VARIANCE, Components
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate_steps
 from ilvr_lightning.diffusion.low_band import radial_spectrum
@@ -45,6 +46,17 @@ class Gaussian:
         values, vectors = self.eigen
         x = math.sqrt(len(values)) * (vectors * values.sqrt()).mT  # with the covariance of the images
         return tuple(radial_spectrum(torch.cat([x, -x]).reshape(-1, 1, *self.shape)))
+
+    @functools.cached_property
+    def components(self) -> Components:
+        """The leading eigenvectors of the covariance at the lowest frequencies."""
+        basis = torch.kron(*(dct_basis(side)[:COMPONENT_SIDE] for side in self.shape))
+        values, vectors = torch.linalg.eigh(basis @ self.covariance @ basis.mT)
+        count = min(COMPONENTS, len(values) - 1)
+        sides = [min(side, COMPONENT_SIDE) for side in self.shape]
+        rest = max(float(values[:-count].mean()), MIN_VARIANCE)
+        leading = vectors[:, -count:].mT.reshape(count, 1, *sides)
+        return Components(leading, values[-count:].clamp(min=rest), rest, self.shape)
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         return self.denoise(x, t)

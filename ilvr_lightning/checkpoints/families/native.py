@@ -31,7 +31,7 @@ CALLBACK_FACTS = (
 """(key in a callback's state, the fact that it is, its unit, digits after the point)."""
 
 
-CALIBRATION = ("spectrum", "low_band", "octave_gains")
+CALIBRATION = ("spectrum", "components", "low_band", "octave_gains")
 """What a calibration leaves in the description of a model, and in the state of the callback that made it."""
 
 MAX_RADIUS = 2 * MAX_SIDE
@@ -75,13 +75,14 @@ def describe_checkpoint(content: Mapping[str, Any]) -> ModelDescription:
         diffusion=config.diffusion,
         config=json.loads(json.dumps(plain)),
         facts=facts,
-        **_checked(calibration),
+        **_checked(calibration, (config.data.channels, *config.data.size)),
     )
 
 
 def to_metadata(description: ModelDescription) -> dict[str, str]:
     """A description as the metadata of safetensors, without paths of the machine that trained the model."""
-    values = dataclasses.asdict(description)
+    values = dataclasses.asdict(dataclasses.replace(description, components=None))
+    values["components"] = description.components.plain() if description.components is not None else None
     if values["config"] is not None:
         values["config"] = without_local_paths(values["config"])
     return {"format": "pt", KEY: json.dumps(values, sort_keys=True)}
@@ -111,15 +112,15 @@ def describe_metadata(text: str) -> ModelDescription:
         assumed=tuple(map(str, values["assumed"])),
         config=config,
         facts=facts,
-        **_checked({name: values[name] for name in CALIBRATION if name in values}),
+        **_checked({name: values[name] for name in CALIBRATION if name in values}, (channels, height, width)),
     )
 
 
-def _checked(calibration: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(calibration: Mapping[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The calibration that a file holds, with the types and ranges that it must have.
 
     Raises:
-        AttributeError, TypeError, ValueError: it is something else.
+        AttributeError, LookupError, TypeError, ValueError: it is something else.
     """
     spectrum = tuple(float(variance) for variance in calibration.get("spectrum", ()))
     if len(spectrum) > MAX_RADIUS or not all(0 <= variance < math.inf for variance in spectrum):
@@ -130,7 +131,15 @@ def _checked(calibration: Mapping[str, Any]) -> dict[str, Any]:
     }
     for settings in low_band.values():
         SamplingPlan(**settings)  # type: ignore[arg-type]  # it checks the ranges
-    return {"spectrum": spectrum, "low_band": low_band, "octave_gains": _gains(calibration.get("octave_gains"))}
+    from ilvr_lightning.diffusion.components import Components  # the help lists the families without torch
+
+    components = calibration.get("components")
+    return {
+        "spectrum": spectrum,
+        "components": Components.from_plain(components, image_shape) if components else None,
+        "low_band": low_band,
+        "octave_gains": _gains(calibration.get("octave_gains")),
+    }
 
 
 def _gains(values: Any) -> dict[str, dict[int, Gains]]:

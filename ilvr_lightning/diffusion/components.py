@@ -1,0 +1,160 @@
+"""Principal components of the training images: what an image's low band says of its high band."""
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilvr_lightning.diffusion.low_pass import LowPassFilter, cast_like, dct_basis
+from ilvr_lightning.diffusion.plan import as_tuple
+
+COMPONENTS = 128
+"""The number of components that are kept."""
+COMPONENT_SIDE = 32
+"""They are kept at the lowest frequencies: as many per axis as an image of this side has."""
+TRUST_RADIUS = 2.0
+"""A low band that is further off, in standard deviations, is corrected for only so much."""
+MIN_VARIANCE = 1e-6
+"""A direction in which images vary less (in [-1, 1]) is taken to vary so much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The images' covariance as sum_k (variances_k - residual) v_k v_k^T + residual I.
+
+    Args:
+        vectors: (K, C, h, w) orthonormal v_k: coefficients of the h x w lowest frequencies of the DCT-II.
+        variances: (K,) in float64.
+        residual: mean variance of the other coefficients.
+        size: height and width of the images in pixels.
+    """
+
+    vectors: Tensor
+    variances: Tensor
+    residual: float
+    size: tuple[int, int]
+
+    def plain(self) -> dict[str, Any]:
+        """The components as JSON can hold them, the vectors in float16."""
+        halves = self.vectors.half().cpu().contiguous().view(torch.uint8)
+        return {
+            "shape": list(self.vectors.shape),
+            "vectors": base64.b64encode(bytes(halves.flatten().tolist())).decode(),
+            "variances": [float(f"{variance:.6g}") for variance in self.variances],
+            "residual": float(f"{self.residual:.6g}"),
+            "size": list(self.size),
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any], image_shape: tuple[int, int, int]) -> "Components":
+        """What `plain` gave, for images (C, H, W).
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: it is something else.
+        """
+        count, channels, *sides = map(int, values["shape"])
+        size = tuple(map(int, values["size"]))
+        lowest = [min(side, COMPONENT_SIDE) for side in image_shape[1:]]
+        if [channels, *sides] != [image_shape[0], *lowest] or size != image_shape[1:] or not 1 <= count <= COMPONENTS:
+            raise ValueError(f"the components have the shape {values['shape']!r:.60}")
+        halves = torch.frombuffer(bytearray(base64.b64decode(values["vectors"], validate=True)), dtype=torch.float16)
+        vectors = halves.float().reshape(count, channels, *sides)
+        variances = torch.tensor([float(variance) for variance in values["variances"]], dtype=torch.float64)
+        residual = float(values["residual"])
+        positive = [*variances.tolist(), residual]
+        if variances.shape != (count,) or not all(0 < each < math.inf for each in positive):
+            raise ValueError("the components' variances must be positive, one per component")
+        if not bool(vectors.isfinite().all()):
+            raise ValueError("the components are not finite")
+        return cls(vectors, variances, residual, (size[0], size[1]))
+
+
+def lowest_frequencies(images: Tensor) -> Tensor:
+    """The DCT-II's coefficients of images (B, C, H, W) that components are made of: (B, C, h, w)."""
+    rows, columns = (cast_like(dct_basis(side)[:COMPONENT_SIDE], images) for side in images.shape[-2:])
+    return rows @ images @ columns.mT
+
+
+def mirrored(coefficients: Tensor) -> Tensor:
+    """The coefficients (..., h, w) of the mirror images."""
+    signs = torch.ones(coefficients.shape[-1]).to(coefficients)
+    signs[1::2] = -1
+    return coefficients * signs
+
+
+def principal_components(coefficients: Tensor, size: tuple[int, int]) -> Components:
+    """The leading components of images, at most COMPONENTS of them.
+
+    Args:
+        coefficients: (B, C, h, w) from `lowest_frequencies`, of at least three images.
+        size: height and width of the images in pixels.
+    """
+    flat = (coefficients - coefficients.mean(0)).flatten(1).cpu()
+    total = float(flat.double().square().sum()) / len(flat)
+    count = min(COMPONENTS, len(flat) - 1, flat.shape[1] - 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, sizes, vectors = torch.svd_lowrank(flat, q=min(count + 16, *flat.shape), niter=4)
+    variances = (sizes[:count].double().square() / len(flat)).clamp(min=MIN_VARIANCE)
+    rest = (total - float(variances.sum())) / (flat.shape[1] - count)
+    return Components(
+        vectors[:, :count].mT.reshape(count, *coefficients.shape[1:]).contiguous().float(),
+        variances, min(max(rest, MIN_VARIANCE), float(variances[-1])), size,
+    )  # fmt: skip
+
+
+class HighBandCorrection:
+    """The high band of E[x_0 | x_t, z(x_0) = z(y)], from the network's E[x_0 | x_t].
+
+    A network does not know y. What its low band is off, d = z(y) - z(x_0), says how far its high band is off: were x_0
+    Gaussian with the covariance C of the images, the covariance given x_t would be G = (C^-1 + snr I)^-1, and the high
+    band's regression on the low band
+
+        x_0 <- x_0 + (I - phi) G Q (Q^T G Q)^-1 d
+
+    (Kalman's update; the columns of Q are a basis of phi's space). Where d is improbable, because the reference is none
+    of the training images' kind, the correction is shortened to what TRUST_RADIUS standard deviations would call for.
+
+    Args:
+        low_pass: phi_N, a projection.
+        components: C.
+        like: a tensor that gives device and dtype.
+    """
+
+    def __init__(self, low_pass: LowPassFilter, components: Components, like: Tensor) -> None:
+        self._low_pass, self._components = low_pass, components
+        self._rows, self._columns = (cast_like(dct_basis(side)[:COMPONENT_SIDE], like) for side in low_pass.size)
+        vectors = components.vectors.double().cpu()
+        self._vectors = cast_like(vectors.flatten(1), like)
+        rows, columns = (dct_basis(side)[:COMPONENT_SIDE] for side in low_pass.size)
+        self._gram, dimensions = [], []
+        for factor in as_tuple(low_pass.factor):
+            phi = LowPassFilter(low_pass.size, factor, low_pass.kernel, low_pass.orthogonal)
+            seen = rows @ phi(rows.mT @ vectors @ columns) @ columns.mT
+            self._gram.append(vectors.flatten(1) @ seen.flatten(1).mT)
+            dimensions.append(vectors.shape[1] * math.prod(max(1, side // factor) for side in low_pass.size))
+        self._dimensions = torch.tensor(dimensions)
+
+    def __call__(self, difference: Tensor, lam: float) -> Tensor:
+        """The shift of x_0's high band, (B, C, H, W).
+
+        Args:
+            difference: (B, C, H, W) the low band of y - x_0.
+            lam: half-log-SNR of the level that x_0 was predicted at.
+        """
+        snr, C = math.exp(2 * lam), self._components
+        along, rest = 1 / (1 / C.variances + snr), 1 / (1 / C.residual + snr)
+        ratio = rest / (along - rest).clamp(min=1e-12 * rest)
+        inverse = torch.linalg.inv(torch.stack([ratio.diag() + gram for gram in self._gram]))
+        seen = ((self._rows @ difference @ self._columns.mT).flatten(1) @ self._vectors.mT)[:, None]
+        weights = (seen @ cast_like(inverse, difference))[:, 0]
+        square = difference.square().sum((1, 2, 3)) - (weights * seen[:, 0]).sum(1)
+        distance = (square.clamp(min=0) / (rest * self._dimensions.to(difference))).sqrt()
+        weights = weights * (TRUST_RADIUS / distance).clamp(max=1)[:, None]
+        coefficients = (weights @ self._vectors).reshape(-1, *C.vectors.shape[1:])
+        shift = self._rows.mT @ coefficients @ self._columns
+        return shift - self._low_pass(shift)
