@@ -1,4 +1,4 @@
-"""Samplers against the exact conditional of Gaussian images: the tables of docs/samplers.md.
+"""Samplers against the exact conditional of Gaussian images: the tables of docs/research.md.
 
     python -m benchmarks.exact [--quick]
 

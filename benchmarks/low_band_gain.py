@@ -24,7 +24,7 @@ from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, SamplingPlan
 from ilvr_lightning.metrics.bands import energy_scores, high_band_distance, high_band_energy
-from ilvr_lightning.metrics.calibration import GAIN_CHOICES, LIMIT_CHOICES
+from ilvr_lightning.metrics.calibration import GAIN_CHOICES
 
 BATCH = 48
 
@@ -35,7 +35,7 @@ def choices(loaded: LoadedDenoiser, preset: str, every: bool) -> list[tuple[floa
     chosen = tuple(getattr(calibrated, name) for name in LOW_BAND_FIELDS)
     if not every:
         return [(*GAIN_CHOICES[0], 0.0), chosen]
-    return [(*gain, 0.0) for gain in GAIN_CHOICES] + [(*chosen[:3], limit) for limit in LIMIT_CHOICES]
+    return [(*gain, correction) for correction in (0.0, 1.0) for gain in GAIN_CHOICES]
 
 
 @torch.no_grad()

@@ -122,15 +122,13 @@ class HighBandCorrection:
     Args:
         low_pass: phi_N, a projection.
         components: C.
-        like: a tensor that gives device and dtype.
     """
 
-    def __init__(self, low_pass: LowPassFilter, components: Components, like: Tensor) -> None:
+    def __init__(self, low_pass: LowPassFilter, components: Components) -> None:
         self._low_pass, self._components = low_pass, components
-        self._rows, self._columns = (cast_like(dct_basis(side)[:COMPONENT_SIDE], like) for side in low_pass.size)
         vectors = components.vectors.double().cpu()
-        self._vectors = cast_like(vectors.flatten(1), like)
         rows, columns = (dct_basis(side)[:COMPONENT_SIDE] for side in low_pass.size)
+        self._tables = {(torch.device("cpu"), torch.float64): (rows, columns, vectors.flatten(1))}
         self._gram, dimensions = [], []
         for factor in as_tuple(low_pass.factor):
             phi = LowPassFilter(low_pass.size, factor, low_pass.kernel, low_pass.orthogonal)
@@ -146,15 +144,20 @@ class HighBandCorrection:
             difference: (B, C, H, W) the low band of y - x_0.
             lam: half-log-SNR of the level that x_0 was predicted at.
         """
+        key = (difference.device, difference.dtype)
+        if key not in self._tables:
+            tables = self._tables[torch.device("cpu"), torch.float64]
+            self._tables[key] = tuple(cast_like(table, difference) for table in tables)  # type: ignore[assignment]
+        rows, columns, vectors = self._tables[key]
         snr, C = math.exp(2 * lam), self._components
         along, rest = 1 / (1 / C.variances + snr), 1 / (1 / C.residual + snr)
         ratio = rest / (along - rest).clamp(min=1e-12 * rest)
         inverse = torch.linalg.inv(torch.stack([ratio.diag() + gram for gram in self._gram]))
-        seen = ((self._rows @ difference @ self._columns.mT).flatten(1) @ self._vectors.mT)[:, None]
+        seen = ((rows @ difference @ columns.mT).flatten(1) @ vectors.mT)[:, None]
         weights = (seen @ cast_like(inverse, difference))[:, 0]
         square = difference.square().sum((1, 2, 3)) - (weights * seen[:, 0]).sum(1)
         distance = (square.clamp(min=0) / (rest * self._dimensions.to(difference))).sqrt()
         weights = weights * (TRUST_RADIUS / distance).clamp(max=1)[:, None]
-        coefficients = (weights @ self._vectors).reshape(-1, *C.vectors.shape[1:])
-        shift = self._rows.mT @ coefficients @ self._columns
+        coefficients = (weights @ vectors).reshape(-1, *C.vectors.shape[1:])
+        shift = rows.mT @ coefficients @ columns
         return shift - self._low_pass(shift)

@@ -56,8 +56,6 @@ class ILVR:
     eps as it is. See Multiplier."""
     low_band_decay: float = 1.0
     """delta: how fast the multiplier decays from one level to the next, in [0, 1]."""
-    low_band_limit: float = 0.0
-    """Largest root mean square of the multiplier, per image; 0 sets none."""
     reference_sigma: tuple[float, ...] = (0.0,)
     """Deviation of the reference's own noise; one value, or one per image. Such a reference is an x_t itself, at the
     level where 1/snr = sigma^2: above that level only the missing noise is added, below it nothing is refined."""
@@ -146,11 +144,11 @@ class ILVRRun:
         if settings.low_band_gain:
             self._multiplier = Multiplier(
                 settings.low_pass, settings.reference, settings.spectrum,
-                gain=settings.low_band_gain, decay=settings.low_band_decay, limit=settings.low_band_limit,
+                gain=settings.low_band_gain, decay=settings.low_band_decay,
                 sigma=0.0 if self._variance is None else self._variance.sqrt(),
             )  # fmt: skip
         if settings.high_band_correction and settings.components is not None:
-            self._correction = HighBandCorrection(settings.low_pass, settings.components, settings.reference)
+            self._correction = HighBandCorrection(settings.low_pass, settings.components)
         if self.settings.mask is not None:
             self._mask = cast_like(self.settings.low_pass.cell_means(self.settings.mask), self.settings.reference)
         if self.settings.has_gains:

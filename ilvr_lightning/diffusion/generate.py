@@ -169,7 +169,6 @@ def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tenso
         octave_gains=gains,
         low_band_gain=plan.low_band_gain,
         low_band_decay=plan.low_band_decay,
-        low_band_limit=plan.low_band_limit,
         reference_sigma=sigmas_per_image(plan.reference_sigma),
         high_band_correction=plan.high_band_correction,
         condition_from=plan.condition_from,

@@ -33,9 +33,6 @@ class LowBand:
         self._bases = [
             batched([zero_padded(Q, 1, n) for Q in along]) for along, n in zip(bases, most, strict=True)
         ]  # (H, n_h), (W, n_w), or (B, 1, H, n_h) ...
-        counts = [rows.shape[1] * columns.shape[1] for rows, columns in zip(*bases, strict=True)]
-        self.dimensions = torch.tensor(counts).reshape(-1, 1, 1, 1)
-        """Number of coordinates per channel, (1, 1, 1, 1) or (B, 1, 1, 1)."""
 
     def coordinates(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, n_h, n_w); with one factor per image, smaller bands are padded with 0."""

@@ -23,9 +23,6 @@ class Multiplier:
     A reference with noise of its own, of deviation sigma, asks for less: q = (z(y) - E[z(x_0) | x_t]) / sigma^2. Then
     `difference` is that of y - sigma^2 q from x_0, and g = min(g_max, 1 / (snr (C + sigma^2))).
 
-    Where no image of the training domain has the low band of y, there is no such e, and the multiplier would grow
-    without bound: e is shortened to the root mean square `limit`, per image.
-
     From a level to the next, h further in half-log-SNR, e decays by exp(-h rho), rho = min(1, (1 + delta g) J) with
     J = snr (C + sigma^2) / (1 + snr C): with rho = 1, q stays what it is, as it does for Gaussian images.
 
@@ -35,7 +32,6 @@ class Multiplier:
         spectrum: variance of the images' DCT coefficients by radius; if empty, a natural one at y's variance.
         gain: g_max.
         decay: delta.
-        limit: largest root mean square of e; 0 sets none.
         sigma: deviation of the reference's own noise, as (B, 1, 1, 1) or a number.
     """
 
@@ -47,11 +43,10 @@ class Multiplier:
         *,
         gain: float,
         decay: float,
-        limit: float = 0.0,
         sigma: Tensor | float = 0.0,
     ) -> None:
         self.band = LowBand(low_pass.size, low_pass.factor, low_pass.kernel)
-        self._gain, self._decay, self._limit, self._sigma = gain, decay, limit, sigma
+        self._gain, self._decay, self._sigma = gain, decay, sigma
         if spectrum:
             self._variances = cast_like(self.band.variances(spectrum), reference)
         else:
@@ -73,10 +68,6 @@ class Multiplier:
         snr, total = math.exp(2 * lam), self._variances + self._sigma**2
         g = (1 / (snr * total)).clamp(max=self._gain)
         e = self.band.coordinates(eps) + math.exp(lam) * g * self.band.coordinates(difference)
-        if self._limit:
-            coordinates = e.shape[1] * self.band.dimensions.to(e)
-            mean_square = e.square().sum((1, 2, 3), keepdim=True) / coordinates
-            e = e * (self._limit / mean_square.sqrt()).clamp(max=1)
         rho = ((1 + self._decay * g) * snr * total / (1 + snr * self._variances)).clamp(max=1)
         if math.isfinite(h):
             e = e * torch.exp(-h * rho)

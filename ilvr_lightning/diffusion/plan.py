@@ -13,9 +13,7 @@ Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
-LOW_BAND_FIELDS = (
-    "low_band_gain", "low_band_decay", "eps_extrapolation", "high_band_correction", "low_band_limit",
-)  # fmt: skip
+LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation", "high_band_correction")
 """The settings of matched noise, which `calibrate` chooses for a network."""
 SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
 """The samplers, each with the settings that only some samplers read; samplers.py has a function of each name."""
@@ -64,13 +62,10 @@ class SamplingPlan:
     eps_extrapolation: float = 0.0
     """How far matched noise is extrapolated from the last two eps: 0 (not at all) to 1."""
     low_band_gain: float = 0.0
-    """Largest gain of matched noise (docs/samplers.md): 0 takes the network's eps as it is; larger gains find the
+    """Largest gain of matched noise (docs/research.md): 0 takes the network's eps as it is; larger gains find the
     reference's mode in fewer steps, and demand a more accurate network."""
     low_band_decay: float = 1.0
     """With a gain: how fast the multiplier decays between levels, from 0 (not at all) to 1."""
-    low_band_limit: float = 0.0
-    """With a gain: largest root mean square of the multiplier, against artifacts where a reference does not fit the
-    training images; 0 sets no limit, about 1 is strict."""
     high_band_correction: float = 0.0
     """How much of its regression on the low band's error the high band of the predicted x_0 is corrected by, from 0 to
     1; it needs a checkpoint that knows the principal components of its training images."""
@@ -109,8 +104,6 @@ class SamplingPlan:
             raise ValueError(f"sampling.low_band_gain must be at least 0: got {self.low_band_gain}")
         if not (math.isfinite(self.low_band_decay) and 0 <= self.low_band_decay <= 1):
             raise ValueError(f"sampling.low_band_decay must be between 0 and 1: got {self.low_band_decay}")
-        if not (math.isfinite(self.low_band_limit) and self.low_band_limit >= 0):
-            raise ValueError(f"sampling.low_band_limit must be at least 0: got {self.low_band_limit}")
         if not (math.isfinite(self.high_band_correction) and 0 <= self.high_band_correction <= 1):
             raise ValueError(f"sampling.high_band_correction must be between 0 and 1: got {self.high_band_correction}")
         for name in ("low_band_gain", "high_band_correction"):

@@ -24,8 +24,6 @@ GAIN_CHOICES = (
 )  # fmt: skip
 """The settings of matched noise that are tried: low_band_gain, low_band_decay and eps_extrapolation. Where the images'
 components are known, each is tried with the correction of the high band, and the first without it, too."""
-LIMIT_CHOICES = (1.25, 1.5, 2.0, 3.0)
-"""The low_band_limits that are tried after them; the next is none."""
 CHOICE_FACTOR, CHOICE_IMAGES = 8, 32
 """They are tried at this N, on so many images."""
 PROBE = 0.01
@@ -148,9 +146,8 @@ def choose_low_band(
 ) -> tuple[dict[str, float], str]:
     """The settings of matched noise with the lowest energy score of the high band, two samples per image.
 
-    First gain, decay, kappa and correction are chosen, then the limit of the multiplier. Settings whose score is within
-    one standard error of the lowest (of the differences, image by image) are as good: of those, the first of
-    GAIN_CHOICES is taken, and the strictest of LIMIT_CHOICES.
+    Settings whose score is within one standard error of the lowest (of the differences, image by image) are as good: of
+    those, the first of GAIN_CHOICES is taken.
 
     Args:
         denoiser: the network, with the spectrum of its images.
@@ -174,18 +171,11 @@ def choose_low_band(
     choices = [(*GAIN_CHOICES[0], 0.0)] + [
         (*choice, float(corrects)) for choice in GAIN_CHOICES[0 if corrects else 1 :]
     ]
-    tried = [scores(*choice, 0.0) for choice in choices]
+    tried = [scores(*choice) for choice in choices]
     best = min(tried, key=lambda score: float(score.mean()))
     number = next(i for i, score in enumerate(tried) if _is_as_good(score, best))
-    chosen, limit = tried[number], 0.0
-    if choices[number][0]:
-        for candidate in LIMIT_CHOICES:
-            limited = scores(*choices[number], candidate)
-            if _is_as_good(limited, chosen):
-                chosen, limit = limited, candidate
-                break
-    mean, error = (100 * value / float(tried[0].mean()) for value in _mean_and_error(tried[0] - chosen))
-    settings = dict(zip(LOW_BAND_FIELDS, (*choices[number], limit), strict=True))
+    mean, error = (100 * value / float(tried[0].mean()) for value in _mean_and_error(tried[0] - tried[number]))
+    settings = dict(zip(LOW_BAND_FIELDS, choices[number], strict=True))
     return settings, f"energy score lower by {mean:.1f}% ±{error:.1f}"
 
 

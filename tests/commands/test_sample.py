@@ -239,7 +239,7 @@ GROUPS = {
     "where it goes": "--out --format --trajectory --overwrite",
     "where it is computed": "--device --devices --batch-size --precision --compile",
     "advanced": "--variance --clip --kernel --orthogonal --reference-noise --eps-extrapolation --low-band-gain "
-    "--low-band-decay --low-band-limit --octave-gains "
+    "--low-band-decay --high-band-correction --octave-gains "
     "--respaced-range-t --timesteps --weights --override",
 }
 

@@ -66,8 +66,8 @@ def test_large_images_are_seen_at_their_lowest_frequencies() -> None:
     assert principal_components(coefficients, (48, 96)).vectors.shape == (5, 1, 32, 32)
 
 
-def correction(components: Components, factor: int | tuple[int, ...], like: Tensor) -> HighBandCorrection:
-    return HighBandCorrection(LowPassFilter(SIZE, factor, orthogonal=True), components, like)
+def correction(components: Components, factor: int | tuple[int, ...]) -> HighBandCorrection:
+    return HighBandCorrection(LowPassFilter(SIZE, factor, orthogonal=True), components)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -86,7 +86,7 @@ def test_correction_is_the_regression_on_the_low_band(factor: int, lam: float) -
     moved = (torch.linalg.solve(inner, d.mT).mT @ (posterior @ basis).mT).reshape(difference.shape)
     distance = ((d * torch.linalg.solve(inner, d.mT).mT).sum(1) / d.shape[1]).sqrt()
     assert float(distance.max()) < TRUST_RADIUS
-    made = correction(components, factor, difference)(difference, lam)
+    made = correction(components, factor)(difference, lam)
     torch.testing.assert_close(made, moved - phi(moved), rtol=0, atol=1e-6)
     assert float(phi(made).abs().max()) < 1e-12
 
@@ -95,7 +95,7 @@ def test_improbable_low_bands_are_corrected_for_so_much_and_no_more() -> None:
     components = principal_components(lowest_frequencies(images(2000)), SIZE)
     phi = LowPassFilter(SIZE, 4, orthogonal=True)
     difference = phi(images(2, 1) - images(2, 2))
-    correct = correction(components, 4, difference)
+    correct = correction(components, 4)
     far, further = correct(1e3 * difference, 0.0), correct(1e4 * difference, 0.0)
     torch.testing.assert_close(far, further, rtol=1e-9, atol=0)
     assert float(far.abs().max()) < 1e2 * float(correct(difference, 0.0).abs().max())
@@ -106,9 +106,9 @@ def test_each_image_has_its_own_factor_and_distance() -> None:
     factors = (2, 4, 8)
     x = images(3, 1) * torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64).reshape(3, 1, 1, 1)
     difference = LowPassFilter(SIZE, factors, orthogonal=True)(x)
-    together = correction(components, factors, difference)(difference, 0.5)
+    together = correction(components, factors)(difference, 0.5)
     for i, factor in enumerate(factors):
-        alone = correction(components, factor, difference)(difference[i : i + 1], 0.5)
+        alone = correction(components, factor)(difference[i : i + 1], 0.5)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-9)
 
 

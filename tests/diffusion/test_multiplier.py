@@ -71,19 +71,6 @@ def test_without_a_limit_one_step_solves_a_gaussian() -> None:
     torch.testing.assert_close(phi(predict(x).x0), phi(y), rtol=0, atol=1e-12)
 
 
-def test_limit_shortens_what_is_longer() -> None:
-    """Per image: its root mean square over its own coordinates, whatever the factors of the others are."""
-    phi = LowPassFilter(SIZE, (FACTOR, 8), orthogonal=True)
-    eps, difference = images(2), images(2).flip(0)
-    free = Multiplier(phi, images(2), SPECTRUM, gain=4.0, decay=0.0)(eps, difference, -0.7, math.inf)[0]
-    rms = [(free[i, :, :n, :n].square().mean().sqrt()) for i, n in ((0, 4), (1, 2))]
-    assert rms[0] > 1 and rms[1] > 1
-    limit = float(min(rms)) + 1e-9
-    held = Multiplier(phi, images(2), SPECTRUM, gain=4.0, decay=0.0, limit=limit)(eps, difference, -0.7, math.inf)[0]
-    expected = torch.stack([free[i] * min(1.0, limit / float(rms[i])) for i in range(2)])
-    torch.testing.assert_close(held, expected, rtol=1e-12, atol=0)
-
-
 def test_natural_spectrum_follows_the_references_variance() -> None:
     y = images(2) * torch.tensor([1.0, 3.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     found = Multiplier(LowPassFilter(SIZE, FACTOR, orthogonal=True), y, (), gain=1.0, decay=1.0)._variances
@@ -143,7 +130,6 @@ def test_where_the_mask_is_black_nothing_is_followed() -> None:
         ({"low_band_gain": -1.0}, "low_band_gain must be at least 0"),
         ({"low_band_gain": math.nan}, "low_band_gain must be at least 0"),
         ({"low_band_decay": 1.5}, "low_band_decay must be between 0 and 1"),
-        ({"low_band_limit": -1.0}, "low_band_limit must be at least 0"),
         ({"low_band_gain": 1.0, "reference_noise": "fixed"}, "low_band_gain needs sampling.reference_noise=matched"),
         ({"low_band_gain": 1.0, "orthogonal": False}, "low_band_gain needs sampling.orthogonal=true"),
     ],
