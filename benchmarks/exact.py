@@ -25,7 +25,22 @@ from tests.support.gaussian import (
     with_factor,
 )
 
+CORRECTED = {
+    f"2M {n} log-SNR, eta 1, correction {c:g}": solver(n, eta=1.0, high_band_correction=c)
+    for n in (10, 20)
+    for c in (0.0, 1.0)
+}
+NOISY = {
+    f"2M {n} log-SNR, eta 1, gain 2, reference_sigma {sigma:g}": solver(
+        n, eta=1.0, low_band_gain=2.0, low_band_decay=0.0, eps_extrapolation=0.75, reference_sigma=sigma
+    )
+    for n in (10, 20)
+    for sigma in (0.0, 0.05, 0.2, 0.5)
+}
 STOCHASTIC = {f"2M {n} log-SNR, eta {eta}": solver(n, eta=eta) for n in (10, 20) for eta in (0.3, 1.0)}
+
+
+DATA = {"1-d": spectrum_1d, "2-d": spectrum_2d, "AR(1)": modulated_ar1, "field": nonstationary_2d}
 
 
 def print_table(title: str, data: Gaussian, rows: Mapping[str, tuple[SamplingPlan, Figures]]) -> bool:
@@ -55,6 +70,10 @@ def main() -> int:
     best = {n: (plan, ()) for n, (plan, _) in TABLE.items() if n.startswith(("2M 10", "2M 20 log", "DDPM 20"))}
     print_table("amplitude-modulated AR(1), 64 samples, which no filter diagonalises", modulated_ar1(), best)
     print_table("non-stationary 16x16 field, which no filter diagonalises", nonstationary_2d(), best)
+    for name, data in DATA.items():
+        print_table(f"{name}, the high band corrected", data(), {row: (plan, ()) for row, plan in CORRECTED.items()})
+    for name in ("1-d", "AR(1)"):
+        print_table(f"{name}, noisy references", DATA[name](), {row: (plan, ()) for row, plan in NOISY.items()})
     return int(not good)
 
 

@@ -54,7 +54,7 @@ MUTANTS = (
     mutant(
         "gain inverted", "the gain is largest where the signal says least",
         "diffusion.multiplier:Multiplier.__call__",
-        "(1 / ratio).clamp(max=self._gain)", "ratio.clamp(max=self._gain)",
+        "(1 / (snr * total)).clamp(max=self._gain)", "(snr * total).clamp(max=self._gain)",
         "diffusion/test_multiplier.py::test_equations",
     ),
     mutant(
@@ -62,6 +62,18 @@ MUTANTS = (
         "diffusion.multiplier:Multiplier.__call__",
         "e = e * torch.exp(-h * rho)", "pass",
         "diffusion/test_multiplier.py::test_equations",
+    ),
+    mutant(
+        "what a noisy reference already has is added again", "fitting the reference's noise (DPS, table 1)",
+        "diffusion.conditioning:ILVRRun._noised_reference",
+        "(1 - self._variance / variance).clamp(min=0)", "(1 + 0 * self._variance)",
+        "diffusion/test_reference_sigma.py::test_twenty_steps_draw_from_the_true_conditional[spectrum_1d-4-0.2]",
+    ),
+    mutant(
+        "the high band is corrected by the prior covariance", "regression that does not know the noise level",
+        "diffusion.components:HighBandCorrection.__call__",
+        "1 / (1 / C.variances + snr)", "C.variances",
+        "diffusion/test_components.py::test_correction_is_the_regression_on_the_low_band[0.0-2]",
     ),
     mutant(
         "variances not squared", "deviations taken for variances",
@@ -296,7 +308,7 @@ MUTANTS = (
     mutant(
         "an image under another mask taken for this one", "caches whose key lacks an input",
         "sampling.requests:SampleRequests.matches",
-        "tuple(hashes.values()) == wanted", "tuple(hashes.values())[0] == wanted[0]",
+        "(*hashes.values(), sigma) == (*wanted, noise)", "(hashes['reference_sha256'], sigma) == (wanted[0], noise)",
         "sampling/test_requests.py::test_an_image_matches_its_own_recipe_alone",
     ),
 )  # fmt: skip

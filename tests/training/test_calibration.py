@@ -142,8 +142,12 @@ def test_from_training_to_pictures(
     monkeypatch.setattr(calibration, "MAX_CHANGE", 0.4)  # a network of two epochs would go to the bound
     folder = train_run("calibrated", "calibration.images=3", "trainer.max_epochs=2")
     last = folder / "checkpoints" / "last.ckpt"
-    gains = load_denoiser(last, say=None).description.octave_gains
+    loaded = load_denoiser(last, say=None)
+    gains, components = loaded.description.octave_gains, loaded.components
     assert set(gains) == {"fast", "draft"}
+    assert components is not None
+    assert components.vectors.shape[1:] == (3, *loaded.image_shape[1:])
+    assert loaded.fastest().components is components
     assert set(gains["fast"]) == {2, 4}
     assert [len(each) for each in gains["draft"].values()] == [1, 2]
     assert len({gain for of in gains.values() for each in of.values() for gain in each}) > 1
@@ -167,7 +171,10 @@ def test_from_training_to_pictures(
 
     exported = tmp_path / "model.safetensors"
     assert pretrained(["export", str(last), "--to", "safetensors", str(exported)]) == 0
-    assert load_denoiser(exported, say=None).description.octave_gains == gains
+    read = load_denoiser(exported, say=None)
+    assert read.description.octave_gains == gains
+    assert read.components is not None
+    assert read.components.plain() == components.plain()
     assert pretrained(["inspect", str(last)]) == 0
     assert f"octave_gains N=2 {gains['fast'][2][0]:g}, N=4" in capsys.readouterr().out
 
@@ -188,6 +195,7 @@ def test_gains_of_other_weights_are_not_taken(train_run: Callable[..., Path]) ->
                                                 '{"fast": {"4": 1.0}}', '{"fast": 1}')),
         *(("low_band", value) for value in ("3", '{"fast": 1}', '{"fast": {"low_band_gain": -1}}',
                                             '{"fast": {"eps_extrapolation": 7}}', '{"fast": {"low_band_gain": "x"}}')),
+        *(("components", value) for value in ("3", "[1]", '{"shape": [1]}')),
         *(("spectrum", value) for value in ("3", "[-1.0]", '["x"]', "[NaN]", f"[{'1,' * 20_000}1]")),
     ],
 )  # fmt: skip
@@ -209,6 +217,28 @@ def test_hostile_calibration_in_a_file(field: str, value: str, trained: Path, tm
     save_file(state, hostile, {**metadata, "ilvr_lightning": json.dumps(description)})
     with pytest.raises(UserError, match=r"hostile\.safetensors describes no network that loads: "):
         load_denoiser(hostile, say=None)
+
+
+def test_a_correction_without_components_says_so(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--ckpt", trained / "checkpoints" / "last.ckpt", "--ref", next(images.glob("*.png")), "--factor", 4,
+            "--high-band-correction", 1, "--steps", 3, "--num-samples", 1, "--out", tmp_path]  # fmt: skip
+    assert sample.main(list(map(str, argv))) == 0
+    assert "--high-band-correction changes nothing" in capsys.readouterr().out
+
+
+def test_export_takes_components_of_training_images(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ilvr_lightning.checkpoints.__main__ import main as pretrained
+
+    last, out = str(trained / "checkpoints" / "last.ckpt"), str(tmp_path / "model.safetensors")
+    flags = ["--to", "safetensors", out, "--training-images", str(images)]
+    assert pretrained(["export", last, *flags]) == 2
+    assert "--training-images is for --calibrate" in capsys.readouterr().err
+    assert pretrained(["export", last, *flags, "--calibrate", str(next(images.glob("*.png")))]) == 0
+    assert load_denoiser(out, say=None).components is not None
 
 
 def test_a_gain_without_a_spectrum_says_so(
