@@ -7,7 +7,7 @@ What is measured, and how, is in tests/support/gaussian.py. Rows whose figures a
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from tests.support.gaussian import (
@@ -40,7 +40,12 @@ NOISY = {
 STOCHASTIC = {f"2M {n} log-SNR, eta {eta}": solver(n, eta=eta) for n in (10, 20) for eta in (0.3, 1.0)}
 
 
-DATA = {"1-d": spectrum_1d, "2-d": spectrum_2d, "AR(1)": modulated_ar1, "field": nonstationary_2d}
+DATA: dict[str, Callable[[], Gaussian]] = {
+    "1-d": spectrum_1d,
+    "2-d": spectrum_2d,
+    "AR(1)": modulated_ar1,
+    "field": nonstationary_2d,
+}
 
 
 def print_table(title: str, data: Gaussian, rows: Mapping[str, tuple[SamplingPlan, Figures]]) -> bool:
