@@ -41,13 +41,13 @@ def images_of(rows: ImageDataset, count: int) -> Tensor:
 
 def samples(loaded: LoadedDenoiser, count: int, factor: int | None, y: Tensor, batch: int = 100) -> Tensor:
     """(count, C, H, W) unconditional samples, or one after each of y."""
-    plan = loaded.preset(DEFAULT_PRESET, factor or 8)
+    plan, denoiser = loaded.preset(DEFAULT_PRESET, factor or 8), loaded.fastest()
     made = []
     for first in range(0, count, batch):
         part = range(first, min(first + batch, count))
         made.append(
             generate(
-                loaded, loaded.schedule, plan, seeds=[derive_seed("fidelity", i) for i in part],
+                denoiser, plan, seeds=[derive_seed("fidelity", i) for i in part],
                 shape=loaded.image_shape, reference=None if factor is None else y[part.start : part.stop],
             )
         )  # fmt: skip
