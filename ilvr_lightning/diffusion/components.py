@@ -108,7 +108,7 @@ def principal_components(coefficients: Tensor, size: tuple[int, int]) -> Compone
 
 
 class HighBandCorrection:
-    """The high band of E[x_0 | x_t, z(x_0) = z(y)], from the network's E[x_0 | x_t].
+    """E[x_0 | x_t, z(x_0) = z(y)], from the network's E[x_0 | x_t].
 
     A network does not know y. What its low band is off, d = z(y) - z(x_0), says how far its high band is off: were x_0
     Gaussian with the covariance C of the images, the covariance given x_t would be G = (C^-1 + snr I)^-1, and the high
@@ -137,12 +137,15 @@ class HighBandCorrection:
             dimensions.append(vectors.shape[1] * math.prod(max(1, side // factor) for side in low_pass.size))
         self._dimensions = torch.tensor(dimensions)
 
-    def __call__(self, difference: Tensor, lam: float) -> Tensor:
-        """The shift of x_0's high band, (B, C, H, W).
+    def __call__(self, difference: Tensor, lam: float, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The shifts of x_0's low band and high band, (B, C, H, W) each.
 
         Args:
-            difference: (B, C, H, W) the low band of y - x_0.
+            difference: (B, C, H, W) what the low band is off.
             lam: half-log-SNR of the level that x_0 was predicted at.
+            variance: (B, 1, 1, 1) sigma^2 of the reference's own noise, if it has any. Then `difference` is the low
+                band of y - sigma^2 sqrt(snr) eps - x_0, and Q^T G Q becomes (1 - sigma^2 snr) Q^T G Q + sigma^2 I: what
+                the network took from x_t's low band is replaced by what y says.
         """
         key = (difference.device, difference.dtype)
         if key not in self._tables:
@@ -150,14 +153,31 @@ class HighBandCorrection:
             self._tables[key] = tuple(cast_like(table, difference) for table in tables)  # type: ignore[assignment]
         rows, columns, vectors = self._tables[key]
         snr, C = math.exp(2 * lam), self._components
+        own = torch.zeros(1, 1) if variance is None else variance.reshape(-1, 1)
+        own = own.double().cpu()
         along, rest = 1 / (1 / C.variances + snr), 1 / (1 / C.residual + snr)
-        ratio = rest / (along - rest).clamp(min=1e-12 * rest)
-        inverse = torch.linalg.inv(torch.stack([ratio.diag() + gram for gram in self._gram]))
+        excess = (along - rest).clamp(min=1e-12 * rest)
+        share = (1 - own * snr).clamp(min=1e-9)
+        inner_rest = share * rest + own  # (B, 1) what the other directions of Q^T G Q have
+        ratio = inner_rest / (share * excess)
+        inverse = torch.linalg.inv(torch.diag_embed(ratio) + torch.stack(self._gram))
         seen = ((rows @ difference @ columns.mT).flatten(1) @ vectors.mT)[:, None]
-        weights = (seen @ cast_like(inverse, difference))[:, 0]
-        square = difference.square().sum((1, 2, 3)) - (weights * seen[:, 0]).sum(1)
-        distance = (square.clamp(min=0) / (rest * self._dimensions.to(difference))).sqrt()
-        weights = weights * (TRUST_RADIUS / distance).clamp(max=1)[:, None]
-        coefficients = (weights @ vectors).reshape(-1, *C.vectors.shape[1:])
-        shift = rows.mT @ coefficients @ columns
-        return shift - self._low_pass(shift)
+        explained = (seen @ cast_like(inverse, difference))[:, 0]
+        inner_rest = cast_like(inner_rest, difference)
+        weights = explained / cast_like(share, difference)  # of the components in G Q (Q^T G Q)^-1 d
+        square = difference.square().sum((1, 2, 3)) - (explained * seen[:, 0]).sum(1)
+        distance = (square.clamp(min=0) / (inner_rest[:, 0] * self._dimensions.to(difference))).sqrt()
+        trust = (TRUST_RADIUS / distance).clamp(max=1).reshape(-1, 1, 1, 1)
+
+        def image(weights: Tensor) -> tuple[Tensor, Tensor]:
+            """A sum of components: its low band and its high band."""
+            coefficients = (weights @ vectors).reshape(-1, *C.vectors.shape[1:])
+            x = rows.mT @ coefficients @ columns
+            low = self._low_pass(x)
+            return low, x - low
+
+        low, high = image(weights)
+        if variance is None:
+            return difference, trust * high
+        unexplained = (difference - image(explained)[0]) / inner_rest.reshape(-1, 1, 1, 1)
+        return rest * unexplained + low, trust * high

@@ -174,8 +174,11 @@ class ILVRRun:
         difference = None if fresh else self._low_band(target - x0, s)
         self._eps = self._matched_noise(prediction.eps, difference, t, s, inside)
         if self._correction is not None and difference is not None:
-            shift = self._correction(difference, float(self.schedule.log_snr_half[t]))
-            refined = x0 + self.settings.high_band_correction * self._conditioned_pixels(x0, s) * shift
+            share = self.settings.high_band_correction
+            low, high = self._correction(difference, float(self.schedule.log_snr_half[t]), self._variance)
+            difference = torch.lerp(difference, low, share)
+            self._mean = None if self._variance is None else x0 + difference
+            refined = x0 + share * self._conditioned_pixels(x0, s) * high
         if self._octaves is not None:
             refined = refined + self._conditioned_pixels(x0, s) * (self._octaves(refined) - refined)
         if difference is not None:

@@ -86,7 +86,7 @@ def test_correction_is_the_regression_on_the_low_band(factor: int, lam: float) -
     moved = (torch.linalg.solve(inner, d.mT).mT @ (posterior @ basis).mT).reshape(difference.shape)
     distance = ((d * torch.linalg.solve(inner, d.mT).mT).sum(1) / d.shape[1]).sqrt()
     assert float(distance.max()) < TRUST_RADIUS
-    made = correction(components, factor)(difference, lam)
+    made = correction(components, factor)(difference, lam)[1]
     torch.testing.assert_close(made, moved - phi(moved), rtol=0, atol=1e-6)
     assert float(phi(made).abs().max()) < 1e-12
 
@@ -95,7 +95,11 @@ def test_improbable_low_bands_are_corrected_for_so_much_and_no_more() -> None:
     components = principal_components(lowest_frequencies(images(2000)), SIZE)
     phi = LowPassFilter(SIZE, 4, orthogonal=True)
     difference = phi(images(2, 1) - images(2, 2))
-    correct = correction(components, 4)
+    shifts = correction(components, 4)
+
+    def correct(d: Tensor, lam: float) -> Tensor:
+        return shifts(d, lam)[1]
+
     far, further = correct(1e3 * difference, 0.0), correct(1e4 * difference, 0.0)
     torch.testing.assert_close(far, further, rtol=1e-9, atol=0)
     assert float(far.abs().max()) < 1e2 * float(correct(difference, 0.0).abs().max())
@@ -106,9 +110,9 @@ def test_each_image_has_its_own_factor_and_distance() -> None:
     factors = (2, 4, 8)
     x = images(3, 1) * torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64).reshape(3, 1, 1, 1)
     difference = LowPassFilter(SIZE, factors, orthogonal=True)(x)
-    together = correction(components, factors)(difference, 0.5)
+    together = correction(components, factors)(difference, 0.5)[1]
     for i, factor in enumerate(factors):
-        alone = correction(components, factor)(difference[i : i + 1], 0.5)
+        alone = correction(components, factor)(difference[i : i + 1], 0.5)[1]
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-9)
 
 
@@ -144,6 +148,13 @@ def test_an_exact_denoiser_gets_nearer_to_the_conditional() -> None:
         plan = solver(10, eta=1.0, factor=8)
         without, with_it = (errors(data, replace(plan, high_band_correction=c))[0] for c in (0.0, 1.0))
         assert with_it < without / least
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.2, 0.5])
+def test_noisy_references_are_taken_for_what_they_are(sigma: float) -> None:
+    plan = solver(20, eta=1.0, factor=4, reference_sigma=sigma, high_band_correction=1.0)
+    for data in (modulated_ar1(), nonstationary_2d()):
+        assert errors(data, plan)[0] < 0.003
 
 
 def test_components_of_another_size_are_not_used() -> None:
