@@ -206,22 +206,18 @@ def renoised(p: Problem, x: Tensor, s: int, t: int) -> Tensor:
     return math.sqrt(ratio) * x + math.sqrt(1 - ratio) * p.noise(x)
 
 
-def ilvr(p: Problem, plan: SamplingPlan, correct: bool = False) -> Tensor:
-    """Ours, and the paper's (Choi et al. 2021); if asked, x_0 gets the high band of JFPS's correction beforehand."""
+def ilvr(p: Problem, plan: SamplingPlan) -> Tensor:
+    """Ours, and the paper's (Choi et al. 2021)."""
 
-    class Corrected:
-        spectrum = p.spectrum
+    class Counted:
+        spectrum, components = p.spectrum, getattr(p.network, "components", None)
 
         def __call__(self, x: Tensor, t: Tensor) -> Prediction:
-            prediction = p(x, t)
-            if not correct:
-                return prediction
-            x0 = p.corrected(prediction.x0, p.at(int(t[0])))
-            return replace(prediction, x0=p.projected(x0, prediction.x0))
+            return p(x, t)
 
     _, channels, height, width = p.y.shape
     return generate(
-        Corrected(), p.schedule, replace(plan, factor=p.factor), seeds=range(len(p.y)), shape=(channels, height, width),
+        Counted(), p.schedule, replace(plan, factor=p.factor), seeds=range(len(p.y)), shape=(channels, height, width),
         reference=p.y, x_T=p.x_T, noise=BatchNoise(p.generator),
     )  # fmt: skip
 
@@ -531,8 +527,6 @@ class Exact:
         """Exact draws, ours and the rivals."""
         ours = presets(self.data, self.length, self.factors[1] if self.name.startswith("mcgdiff") else 8)
         made: dict[str, Rival] = {name: partial(ilvr, plan=plan) for name, plan in ours.items()}
-        for name in ("draft", "fast"):
-            made[f"{name}, with JFPS's correction"] = partial(ilvr, plan=ours[name], correct=True)
         made[PAPER] = partial(ilvr, plan=ancestral("paper", 100))
         return {"exact draws (floor)": None, **made, **RIVALS}
 

@@ -68,7 +68,7 @@ def distance(p: Problem, x: Tensor) -> float:
 NEARLY_EXACT: dict[str, tuple[Rival, int, float]] = {
     "JFPS": (partial(jfps, steps=100), 3000, 0.01),
     "ILVR": (partial(ilvr, plan=solver(20, eta=1.0)), 3000, 0.01),
-    "ILVR with JFPS's correction": (partial(ilvr, plan=solver(20, eta=1.0), correct=True), 3000, 0.01),
+    "ILVR, corrected": (partial(ilvr, plan=solver(20, eta=1.0, high_band_correction=1.0)), 3000, 0.01),
     "MMPS": (partial(mmps, steps=100, iterations=2), 3000, 0.01),
     "TDS": (partial(tds, steps=30, particles=16), 1000, 0.03),
     "TDS, twist of unit variance": (partial(tds, steps=30, particles=16, informed=False), 1000, 0.03),
