@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ilvr_lightning.diffusion.conditioning import ILVR
+from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import PerImageNoise
@@ -97,3 +99,20 @@ def test_plans_that_cannot_be(change: dict[str, object], message: str) -> None:
 def test_one_value_or_one_per_image() -> None:
     with pytest.raises(ValueError, match=r"reference_sigma must be one, or one per image: got 2 for 3 images"):
         run(replace(PLAN, reference_sigma=(0.1, 0.2)), references(3), range(3))
+
+
+@pytest.mark.parametrize(("noise", "power"), [("matched", 1.0), ("fixed", 0.5)])
+def test_only_the_missing_noise_is_added(noise: str, power: float) -> None:
+    """z(x_s) / sqrt(a_s) = z(y) + (1/snr - sigma^2) q, with q = sqrt(snr) eps; of other noise, the missing variance."""
+    y, x0, x = references(1), references(3)[1:2], references(3)[2:]
+    phi, sigma, s = LowPassFilter(GAUSSIAN.shape, 4, orthogonal=True), 0.5, 300
+    settings = ILVR(reference=y, low_pass=phi, reference_noise=noise, reference_sigma=(sigma,))  # type: ignore[arg-type]
+    run = settings.start(SCHEDULE, PerImageNoise([0]), [900, s], x_T=x)
+    eps = torch.ones_like(y)
+    run.refine_prediction(Prediction(x0=x0, eps=eps), 900)
+    signal, deviation = SCHEDULE.signal_and_noise(s, y)
+    missing = float(1 - (sigma * signal / deviation) ** 2)
+    assert 0.1 < missing < 0.99
+    start, spread = SCHEDULE.signal_and_noise(900, y)
+    n = eps if noise == "matched" else (x - start * y) / spread
+    torch.testing.assert_close(phi(run.refine_sample(x, s)), phi(signal * y + deviation * missing**power * n))
