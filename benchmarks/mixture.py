@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilvr_lightning.diffusion.components import Components, lowest_frequencies, principal_components
+from ilvr_lightning.diffusion.components import Components, principal_components
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_band import radial_spectrum
@@ -99,7 +99,7 @@ class Mixture:
     @functools.cached_property
     def components(self) -> Components:
         """The images' principal components."""
-        return principal_components(lowest_frequencies(self.training_images), (1, self.means.shape[1]))
+        return principal_components([self.training_images])
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         return self.denoise(x, t)

@@ -97,7 +97,7 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) 
     import torch
 
     from ilvr_lightning.data.references import find_references
-    from ilvr_lightning.diffusion.components import lowest_frequencies, mirrored, principal_components
+    from ilvr_lightning.diffusion.components import principal_components
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
     references = find_references(given, loaded.image_shape, "crop", flag="--calibrate")[:MAX_CALIBRATION_IMAGES]
@@ -105,10 +105,9 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) 
     components = loaded.components
     if training:
         train = find_references(training, loaded.image_shape, "crop", flag="--training-images")
-        parts = [train[first : first + 64] for first in range(0, len(train), 64)]
-        coefficients = torch.cat([lowest_frequencies(torch.stack([r.tensor for r in part])) for part in parts])
-        size = loaded.image_shape[1], loaded.image_shape[2]
-        components = principal_components(torch.cat([coefficients, mirrored(coefficients)]), size)
+        parts = (train[first : first + 64] for first in range(0, len(train), 64))
+        flip = (loaded.description.config or {}).get("data", {}).get("flip", False)
+        components = principal_components((torch.stack([r.tensor for r in part]) for part in parts), mirrored=flip)
     print(f"calibrating  on {len(images)} images ...", flush=True)
     found = calibrate_presets(loaded.fastest(), images, components, clip=loaded.clip, say=print)
     loaded.description = replace(loaded.description, **vars(found))

@@ -47,10 +47,9 @@ class LoadedDenoiser(Denoiser):
     found: "CheckpointInfo"
     """The checkpoint, without its weights."""
 
-    def fastest(self, device: torch.device | str = "cpu") -> Denoiser:
-        """The denoiser on a device, its network in bfloat16 where that is faster; this one stays as it is."""
-        device = torch.device(device)
-        forward = fastest_copy(self.network.to(device), device)
+    def fastest(self) -> Denoiser:
+        """The same where it is, its network in bfloat16 if that is faster there; this one stays as it is."""
+        forward = fastest_copy(self.network, next(self.network.parameters()).device)
         denoiser = Denoiser(forward, self.schedule, self.prediction_type)
         denoiser.spectrum, denoiser.components = self.spectrum, self.components
         return denoiser

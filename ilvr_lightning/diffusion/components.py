@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,26 +73,23 @@ class Components:
         return cls(vectors, variances, residual, (size[0], size[1]))
 
 
-def lowest_frequencies(images: Tensor) -> Tensor:
-    """The DCT-II's coefficients of images (B, C, H, W) that components are made of: (B, C, h, w)."""
-    rows, columns = (cast_like(dct_basis(side)[:COMPONENT_SIDE], images) for side in images.shape[-2:])
-    return rows @ images @ columns.mT
-
-
-def mirrored(coefficients: Tensor) -> Tensor:
-    """The coefficients (..., h, w) of the mirror images."""
-    signs = torch.ones(coefficients.shape[-1]).to(coefficients)
-    signs[1::2] = -1
-    return coefficients * signs
-
-
-def principal_components(coefficients: Tensor, size: tuple[int, int]) -> Components:
+def principal_components(batches: Iterable[Tensor], mirrored: bool = False) -> Components:
     """The leading components of images, at most COMPONENTS of them.
 
     Args:
-        coefficients: (B, C, h, w) from `lowest_frequencies`, of at least three images.
-        size: height and width of the images in pixels.
+        batches: (B, C, H, W) each, at least three images in all; of each only the lowest frequencies are kept.
+        mirrored: whether their mirror images count, too.
     """
+    parts, size = [], (0, 0)
+    for images in batches:
+        size = images.shape[2], images.shape[3]
+        rows, columns = (cast_like(dct_basis(side)[:COMPONENT_SIDE], images) for side in size)
+        parts.append(rows @ images @ columns.mT)
+    coefficients = torch.cat(parts)
+    if mirrored:
+        signs = torch.ones(coefficients.shape[-1]).to(coefficients)
+        signs[1::2] = -1
+        coefficients = torch.cat([coefficients, coefficients * signs])
     flat = (coefficients - coefficients.mean(0)).flatten(1).cpu()
     total = float(flat.double().square().sum()) / len(flat)
     count = min(COMPONENTS, len(flat) - 1, flat.shape[1] - 1)

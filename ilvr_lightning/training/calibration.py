@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ilvr_lightning.data.datamodule import ImageDataModule
-from ilvr_lightning.diffusion.components import Components, lowest_frequencies, mirrored, principal_components
+from ilvr_lightning.diffusion.components import Components, principal_components
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import first_line
@@ -95,8 +95,5 @@ def _components(data: ImageDataModule) -> Components | None:
     count = min(len(images), STREAMED_IMAGES if data.config.streaming else MAX_IMAGES)
     if count < MIN_IMAGES:
         return None
-    parts = [range(first, min(first + 64, count)) for first in range(0, count, 64)]
-    coefficients = torch.cat([lowest_frequencies(torch.stack([images[i][0] for i in part])) for part in parts])
-    if data.config.flip:
-        coefficients = torch.cat([coefficients, mirrored(coefficients)])
-    return principal_components(coefficients, data.config.size)
+    parts = (range(first, min(first + 64, count)) for first in range(0, count, 64))
+    return principal_components((torch.stack([images[i][0] for i in part]) for part in parts), data.config.flip)

@@ -12,8 +12,6 @@ from ilvr_lightning.diffusion.components import (
     TRUST_RADIUS,
     Components,
     HighBandCorrection,
-    lowest_frequencies,
-    mirrored,
     principal_components,
 )
 from ilvr_lightning.diffusion.generate import generate
@@ -44,7 +42,7 @@ def covariance_of(components: Components) -> Tensor:
 
 def test_components_are_those_of_the_covariance() -> None:
     x = images(2000)
-    components = principal_components(lowest_frequencies(x), SIZE)
+    components = principal_components([x])
     flat = components.vectors.flatten(1)
     torch.testing.assert_close(flat @ flat.mT, torch.eye(len(flat)), rtol=0, atol=1e-5)
     torch.testing.assert_close(covariance_of(components), x.flatten(1).mT.cov(correction=0), rtol=0, atol=0.01)
@@ -53,17 +51,23 @@ def test_components_are_those_of_the_covariance() -> None:
 
 
 def test_few_images_have_few_components() -> None:
-    components = principal_components(lowest_frequencies(images(4)), SIZE)
+    components = principal_components([images(4)])
     assert len(components.variances) == 3
     assert 0 < components.residual <= float(components.variances.min())
 
 
 def test_large_images_are_seen_at_their_lowest_frequencies() -> None:
     x = torch.randn((6, 1, 48, 96), generator=torch.Generator().manual_seed(0))
-    coefficients = lowest_frequencies(x)
-    assert coefficients.shape == (6, 1, 32, 32)
-    torch.testing.assert_close(lowest_frequencies(x.flip(-1)), mirrored(coefficients), rtol=0, atol=1e-4)
-    assert principal_components(coefficients, (48, 96)).vectors.shape == (5, 1, 32, 32)
+    components = principal_components([x[:4], x[4:]])
+    assert components.vectors.shape == (5, 1, 32, 32)
+    assert components.size == (48, 96)
+
+
+def test_mirror_images_count() -> None:
+    x = images(40)
+    both = principal_components([torch.cat([x, x.flip(-1)])])
+    torch.testing.assert_close(covariance_of(principal_components([x], mirrored=True)), covariance_of(both))
+    assert not torch.allclose(covariance_of(principal_components([x])), covariance_of(both), atol=1e-3)
 
 
 def correction(components: Components, factor: int | tuple[int, ...]) -> HighBandCorrection:
@@ -74,7 +78,7 @@ def correction(components: Components, factor: int | tuple[int, ...]) -> HighBan
 @pytest.mark.parametrize("lam", [-3.0, 0.0, 2.0])
 def test_correction_is_the_regression_on_the_low_band(factor: int, lam: float) -> None:
     """Against dense matrices: (I - phi) G Q (Q^T G Q)^-1 d with G = (C^-1 + snr I)^-1."""
-    components = principal_components(lowest_frequencies(images(2000)), SIZE)
+    components = principal_components([images(2000)])
     phi, band = LowPassFilter(SIZE, factor, orthogonal=True), LowBand(SIZE, factor)
     x0, y = images(3, 1), images(3, 2)
     difference = 0.05 * phi(y - x0)
@@ -92,7 +96,7 @@ def test_correction_is_the_regression_on_the_low_band(factor: int, lam: float) -
 
 
 def test_improbable_low_bands_are_corrected_for_so_much_and_no_more() -> None:
-    components = principal_components(lowest_frequencies(images(2000)), SIZE)
+    components = principal_components([images(2000)])
     phi = LowPassFilter(SIZE, 4, orthogonal=True)
     difference = phi(images(2, 1) - images(2, 2))
     shifts = correction(components, 4)
@@ -106,7 +110,7 @@ def test_improbable_low_bands_are_corrected_for_so_much_and_no_more() -> None:
 
 
 def test_each_image_has_its_own_factor_and_distance() -> None:
-    components = principal_components(lowest_frequencies(images(500)), SIZE)
+    components = principal_components([images(500)])
     factors = (2, 4, 8)
     x = images(3, 1) * torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64).reshape(3, 1, 1, 1)
     difference = LowPassFilter(SIZE, factors, orthogonal=True)(x)
@@ -117,7 +121,7 @@ def test_each_image_has_its_own_factor_and_distance() -> None:
 
 
 def test_components_survive_a_file() -> None:
-    components = principal_components(lowest_frequencies(images(50)), SIZE)
+    components = principal_components([images(50)])
     plain = components.plain()
     again = Components.from_plain(plain, (3, *SIZE))
     torch.testing.assert_close(again.vectors, components.vectors, rtol=1e-3, atol=1e-3)
@@ -135,7 +139,7 @@ def test_components_survive_a_file() -> None:
     ],
 )  # fmt: skip
 def test_damaged_components_are_refused(change: dict[str, Any]) -> None:
-    plain = principal_components(lowest_frequencies(images(50)), SIZE).plain()
+    plain = principal_components([images(50)]).plain()
     with pytest.raises((KeyError, RuntimeError, TypeError, ValueError)):
         Components.from_plain({**plain, **change}, (3, *SIZE))
     with pytest.raises(ValueError, match="the components have the shape"):
