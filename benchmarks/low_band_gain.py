@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--first", type=int, default=100, help="number of the first held-out image")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--candidates", type=int, default=1, help="runs per sample, one of which is kept")
     parser.add_argument("--all", action="store_true", help="every setting that the calibration tries")
     args = parser.parse_args()
     loaded = load_denoiser(args.ckpt)
@@ -70,7 +71,8 @@ def main() -> None:
             first = None
             for choice in choices(loaded, preset, args.all):
                 changes: dict[str, Any] = dict(zip(LOW_BAND_FIELDS, choice, strict=True))
-                plan = replace(SamplingPlan.preset(preset, factor=factor, clip=loaded.clip), **changes)
+                plan = SamplingPlan.preset(preset, factor=factor, clip=loaded.clip, candidates=args.candidates)
+                plan = replace(plan, **changes)
                 made = [sample(plan, seed) for seed in range(args.seeds)]
                 scores = torch.stack([energy_scores(x.reshape(-1, 2, *y.shape[1:]), y, factor) for x in made]).mean(0)
                 first = scores if first is None else first

@@ -178,6 +178,7 @@ MIXTURES: dict[str, Callable[[], Mixture]] = {
     "mcgdiff800": lambda: mcgdiff(800),
 }
 
+CANDIDATES = (("draft", 4), ("draft", 8), ("fast", 4))
 CALIBRATION_IMAGES = 400
 """Drawn for the calibration: an exact denoiser is cheap."""
 
@@ -190,7 +191,7 @@ class BatchNoise:
 
     def draw(self, stream: Stream, like: Tensor) -> Tensor:
         """Standard normal noise like an image batch."""
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
+        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64)
 
 
 def sliced_w2(a: Tensor, b: Tensor, directions: Tensor) -> float:
@@ -257,7 +258,8 @@ def presets(data: Mixture, length: int, factor: int = 8) -> dict[str, SamplingPl
         print(f"{name}: {' '.join(f'{k}={v:g}' for k, v in settings.items())} ({better})")
         chosen[name] = replace(plan, **changes)
     chosen["best"] = replace(chosen["fast"], num_steps=SamplingPlan.preset("best").num_steps)
-    return {name: chosen[name] for name in ("draft", "fast", "best")}
+    several = {f"{name}, {k} candidates": replace(chosen[name], candidates=k) for name, k in CANDIDATES}
+    return {name: chosen[name] for name in ("draft", "fast", "best")} | several
 
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
@@ -273,7 +275,7 @@ def measure(
         assert plan is not None
         return generate(
             data, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
-            reference=y.reshape(1, 1, 1, -1), x_T=x_T, noise=BatchNoise(generator),
+            reference=y.reshape(1, 1, 1, -1), x_T=x_T if plan.candidates == 1 else None, noise=BatchNoise(generator),
         ).flatten(1)  # fmt: skip
 
     variation, distance, _ = compare(data, y, phi, None if plan is None else draw, count, seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ilvr_lightning.diffusion.components import Components, HighBandCorrection
 from ilvr_lightning.diffusion.denoiser import Prediction
+from ilvr_lightning.diffusion.evidence import step_evidence
 from ilvr_lightning.diffusion.low_pass import LowPassFilter, OctaveGains, cast_like
 from ilvr_lightning.diffusion.multiplier import Multiplier
 from ilvr_lightning.diffusion.noise import NoiseSource
@@ -46,29 +47,25 @@ class ILVR:
     low_pass: LowPassFilter
     """phi_N."""
     reference_noise: ReferenceNoise = "fresh"
-    """The noise of y_s in a step t -> s. fresh: drawn in each step; matched: the network's own eps; fixed: the one that
-    makes x_T of the reference, for the whole run; with these two x_0 is refined before the step, too. fresh_released:
-    drawn in each step, but y_t in place of y_s."""
+    """The noise of y_s in a step t -> s. fresh: drawn in each step (fresh_released: y_t in place of y_s); matched: the
+    network's own eps; fixed: what makes x_T of the reference. With the last two x_0 is refined before the step, too."""
     eps_extrapolation: float = 0.0
     """kappa: matched noise is extrapolated from the last two eps by so much, in [0, 1]."""
     low_band_gain: float = 0.0
-    """g_max: how far matched noise goes from the network's eps towards the multiplier that the reference needs; 0 takes
-    eps as it is. See Multiplier."""
+    """g_max of matched noise, see Multiplier; 0 takes the network's eps as it is."""
     low_band_decay: float = 1.0
     """delta: how fast the multiplier decays from one level to the next, in [0, 1]."""
     reference_sigma: tuple[float, ...] = (0.0,)
     """Deviation of the reference's own noise; one value, or one per image. Such a reference is an x_t itself, at the
     level where 1/snr = sigma^2: above that level only the missing noise is added, below it nothing is refined."""
     spectrum: tuple[float, ...] = ()
-    """Variance of the training images' DCT coefficients by radius, as radial_spectrum returns it; the gain needs it.
-    Without it, the spectrum of natural images at the reference's variance."""
+    """Variance of the training images' DCT coefficients by radius, as radial_spectrum returns it; see Multiplier."""
     high_band_correction: float = 0.0
     """How much of its regression on the low band's error x_0's high band is corrected by, in [0, 1]."""
     components: Components | None = None
     """The training images' principal components, which the correction needs; without them there is none."""
     octave_gains: tuple[tuple[float, ...], ...] = ()
-    """Multipliers of the octaves of the predicted x_0 above phi in refined steps, the finest last; one list, or
-    one per image. For factors that are powers of two."""
+    """Multipliers of the octaves of x_0 above phi, the finest last; one list, or one per image; N a power of two."""
     condition_from: int | tuple[int, ...] | None = None
     """a: the highest timestep that is refined; None means T. One value, or one per image."""
     condition_to: int | tuple[int, ...] = 0
@@ -111,13 +108,15 @@ class ILVR:
 
 @dataclass
 class ILVRRun:
-    """One run of ILVR: the hooks that a sampler calls."""
+    """One run of ILVR: the hooks that a sampler calls, and the evidence of its path."""
 
     settings: ILVR
     schedule: NoiseSchedule
     noise: NoiseSource
     timesteps: Sequence[int]
     x_T: Tensor | None = None  # noqa: N815 - the field's name
+    evidence: Tensor | float = 0.0
+    """(B,) logarithm of the evidence so far, see step_evidence."""
     _from: int = 0
     """The level that the present step comes from."""
     _mean: Tensor | None = None
@@ -157,11 +156,15 @@ class ILVRRun:
     def refine_prediction(self, prediction: Prediction, t: int) -> Prediction:
         """Give x_0 the reference's low frequencies before a step from t, eps unchanged (matched and fixed noise)."""
         self._from = t
+        s = max((u for u in self.timesteps if u < t), default=0)
+        inside = self._is_conditioned(s)
+        if self.timesteps:
+            error = self._low_band(self.settings.reference - prediction.x0, s)
+            added = step_evidence(error, self.schedule, t, s, self._variance)
+            self.evidence = self.evidence + _where(inside, added, torch.zeros_like(added))
         fresh = self.settings.reference_noise in ("fresh", "fresh_released")
         if fresh and not self.settings.has_gains and self._variance is None:
             return prediction
-        s = max((u for u in self.timesteps if u < t), default=0)
-        inside = self._is_conditioned(s)
         if not any(inside):
             self._before = None
             return prediction
@@ -287,7 +290,8 @@ def _where(inside: list[bool], refined: Tensor, x: Tensor) -> Tensor:
     """refined for the images that are inside, else x."""
     if all(inside):
         return refined
-    return torch.where(torch.tensor(inside, device=x.device).reshape(-1, 1, 1, 1), refined, x)
+    chosen = torch.tensor(inside, device=x.device)
+    return torch.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), refined, x)
 
 
 def _per_image(*settings: tuple[int, ...]) -> list[tuple[int, ...]]:

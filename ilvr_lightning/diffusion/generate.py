@@ -7,6 +7,7 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor
 
+from ilvr_lightning.diffusion.candidates import Chosen, choose
 from ilvr_lightning.diffusion.conditioning import ILVR, Unconditional
 from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_prediction
 from ilvr_lightning.diffusion.exact_low_band import project_to_low_band
@@ -90,15 +91,37 @@ def generate_steps(
     noise: NoiseSource | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[SamplerState]:
-    """The same as `generate`, one SamplerState per step: for previews, progress bars and early stops."""
+    """The same as `generate`, one SamplerState per step: for previews, progress bars and early stops.
+
+    With candidates, the steps of all of them follow one another; a state at t = 0 holds what is chosen so far.
+    """
     if plan is None:
         schedule, plan = denoise.schedule, schedule
     plan = plan.resolved(schedule.num_timesteps)
     noise = noise or PerImageNoise(seeds)
-    if x_T is None:
-        x_T = noise.draw("x_T", torch.empty((len(seeds), *shape), device=device))
-    elif tuple(x_T.shape) != (len(seeds), *shape):
+    if x_T is not None and tuple(x_T.shape) != (len(seeds), *shape):
         raise ValueError(f"x_T must have the shape {(len(seeds), *shape)}: got {tuple(x_T.shape)}")
+    chosen: Chosen | None = None
+    runs = 1 if reference is None else plan.candidates
+    for _ in range(runs):
+        start = noise.draw("x_T", torch.empty((len(seeds), *shape), device=device)) if x_T is None else x_T
+        for state in _run(denoise, schedule, plan, noise, start, reference, mask):
+            if state.t == 0 and runs > 1:
+                chosen = choose(chosen, state, noise)
+                state = chosen.state
+            yield state
+
+
+def _run(
+    denoise: Any,
+    schedule: NoiseSchedule,
+    plan: SamplingPlan,
+    noise: NoiseSource,
+    x_T: Tensor,
+    reference: Tensor | None,
+    mask: Tensor | None,
+) -> Iterator[SamplerState]:
+    """One run of a resolved plan's sampler."""
 
     def at_level(x: Tensor, t: int) -> Prediction:
         prediction = denoise(x, torch.full((len(x),), t, device=x.device))
@@ -108,7 +131,7 @@ def generate_steps(
     ilvr = _ilvr(plan, x_T, reference, mask)
     if ilvr is not None:
         components = getattr(denoise, "components", None)
-        fits = components is not None and components.size == tuple(shape[1:])
+        fits = components is not None and components.size == tuple(x_T.shape[2:])
         ilvr = replace(ilvr, spectrum=tuple(getattr(denoise, "spectrum", ())), components=components if fits else None)
     if plan.start_from is not None:
         if ilvr is None:
@@ -116,15 +139,18 @@ def generate_steps(
         if mask is not None:
             raise ValueError("sampling.start_from cannot be combined with a mask")
         x_T = schedule.q_sample(ilvr.reference, plan.start_from, x_T)
+    refinement = ilvr.start(schedule, noise, timesteps, x_T) if ilvr else None
     run = Run(
         denoise=at_level,
         schedule=schedule,
-        conditioning=ilvr.start(schedule, noise, timesteps, x_T) if ilvr else Unconditional(),
+        conditioning=refinement or Unconditional(),
         noise=noise,
         timesteps=timesteps,
         plan=plan,
     )
     for state in SAMPLERS[plan.sampler](run, x_T):
+        if refinement is not None:
+            state = replace(state, evidence=torch.as_tensor(refinement.evidence).to(state.x).expand(len(state.x)))
         if state.t == 0 and ilvr is not None and plan.exact_low_band:
             state = replace(state, x=project_to_low_band(state.x, ilvr.reference, plan.factor, plan.kernel, ilvr.mask))
         yield state
@@ -132,7 +158,7 @@ def generate_steps(
 
 def evaluated_timesteps(schedule: NoiseSchedule, plan: SamplingPlan) -> list[int]:
     """The timesteps, descending, at which a resolved plan asks the network."""
-    return list(plan.timesteps or spaced_timesteps(schedule, plan.evaluations, plan.spacing, plan.start_from))
+    return list(plan.timesteps or spaced_timesteps(schedule, plan.steps, plan.spacing, plan.start_from))
 
 
 def _ilvr(plan: SamplingPlan, x_T: Tensor, reference: Tensor | None, mask: Tensor | None) -> ILVR | None:

@@ -1,4 +1,4 @@
-"""Where the noise of a run comes from: one seed per image, three streams per seed, never the global generator."""
+"""Where the noise of a run comes from: one seed per image, a stream per use, never the global generator."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-Stream = Literal["x_T", "sampler", "reference"]
+Stream = Literal["x_T", "sampler", "reference", "candidate"]
 
 
 class NoiseSource(Protocol):

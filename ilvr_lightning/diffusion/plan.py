@@ -13,6 +13,7 @@ Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
+MAX_CANDIDATES = 1000
 LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation", "high_band_correction")
 """The settings of matched noise, which `calibrate` chooses for a network."""
 SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
@@ -72,6 +73,9 @@ class SamplingPlan:
     reference_sigma: float | tuple[float, ...] = 0.0
     """Standard deviation of the noise that the reference itself has, for pixels in [-1, 1]: its low frequencies are
     followed only as closely as that. One value, or one per image."""
+    candidates: int = 1
+    """Number of runs per image, of which one is kept: each with a probability that is proportional to its evidence,
+    exp(-1/2 the integral of the low band's squared error over the snr). It costs as many times the evaluations."""
     octave_gains: tuple[float, ...] = ()
     """Multipliers of the octaves of the predicted x_0 above the filter's frequencies, the finest last: above 1 against
     blur, below 1 against grain. With fewer gains than octaves, the coarsest octaves keep theirs."""
@@ -96,6 +100,8 @@ class SamplingPlan:
                 raise ValueError(f"sampling.{name} must be one of {', '.join(choices)}: got {getattr(self, name)!r}")
         if self.num_steps != "all" and self.num_steps < 1:
             raise ValueError(f"sampling.num_steps must be at least 1: got {self.num_steps}")
+        if not 1 <= self.candidates <= MAX_CANDIDATES:
+            raise ValueError(f"sampling.candidates must be from 1 to {MAX_CANDIDATES}: got {self.candidates}")
         if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
             raise ValueError(f"sampling.eta must be between 0 and 1: got {self.eta}")
         if not (math.isfinite(self.eps_extrapolation) and 0 <= self.eps_extrapolation <= 1):
@@ -194,7 +200,16 @@ class SamplingPlan:
 
     @property
     def evaluations(self) -> int:
-        """How often a resolved plan evaluates the network.
+        """How often a resolved plan evaluates the network per image.
+
+        Raises:
+            ValueError: the number depends on T, and the plan is not resolved.
+        """
+        return self.candidates * self.steps
+
+    @property
+    def steps(self) -> int:
+        """Number of sampling steps of a resolved plan.
 
         Raises:
             ValueError: the number depends on T, and the plan is not resolved.

@@ -25,6 +25,8 @@ class SamplerState:
     """(B, C, H, W) the prediction of x_0 that led to it."""
     t: int
     """Training timestep of x; 0 when done."""
+    evidence: Tensor | None = None
+    """(B,) how well the run so far explains the reference, see ILVRRun; None without a reference."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,13 @@ OTHER_FLAGS = {"num_steps": "--steps", "condition_from": "--range", "condition_t
 BY_HAND = ("factor", "condition_from", "condition_to", "reference_sigma")
 """The fields of a plan whose flags take several values and are not made from the field."""
 GROUPS = {
-    "exact_low_band": "closely", "start_from": "closely",
+    "exact_low_band": "closely", "start_from": "closely", "candidates": "closely",
     "sampler": "drawn", "num_steps": "drawn", "spacing": "drawn", "eta": "drawn",
 }  # fmt: skip
 """The group in --help of a plan's fields; all others are in the group "advanced"."""
 REFERENCE_FLAGS = (
     "range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains", "reference_sigma",
+    "candidates",
 )  # fmt: skip
 """These flags say how a reference is followed."""
 BESIDE_REPRODUCE = (
@@ -52,6 +53,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         args.batch_size = DEFAULT_BATCH_SIZE
     with flags_in_errors():
         args.plan = _make_plan(args)
+    if args.trajectory and args.plan.candidates > 1:
+        raise UserError("--trajectory shows one run: give it without --candidates")
     return args
 
 

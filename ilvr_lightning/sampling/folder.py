@@ -102,7 +102,7 @@ class SampleFolder:
         Args:
             request: the image.
             pixels: (H, W, C).
-            environment: where and how it was computed: the recipe's ENVIRONMENT_FIELDS.
+            environment: fields of the recipe that say where and how it was computed, and its evidence.
 
         Returns:
             The file.

@@ -24,8 +24,8 @@ PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """The last bytes of every complete PNG."""
 SHA256 = re.compile("[0-9a-f]{64}")
 """Matches a SHA-256 in hexadecimal digits; files are looked for by it, so it must be nothing else."""
-ENVIRONMENT_FIELDS = ("batch_size", "threads", "precision", "compiled", "device", "reference")
-"""These fields of a recipe change an image's last digits or its name, but not which image is meant."""
+OUTSIDE_IDENTITY = ("batch_size", "threads", "precision", "compiled", "device", "reference", "evidence")
+"""These fields of a recipe say how an image was computed, what it is called and what was found, not which is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,8 @@ class Recipe:
     precision: Literal["32", "bf16"] = "32"
     compiled: bool = False
     device: Literal["cpu", "cuda", "mps"] = "cpu"
+    evidence: float | None = None
+    """How well the run explained the reference (diffusion/evidence.py): comparable between images of one reference."""
 
     def __post_init__(self) -> None:
         for name, low in {"seed": 0, "sample": 0, "batch_size": 1, "threads": 0}.items():
@@ -93,7 +95,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     A field is left out where it has the value that its absence stands for. So a field that is added later changes the
     identity of no image that exists already.
     """
-    meant = _without_defaults({name: values[name] for name in values if name not in ENVIRONMENT_FIELDS}, Recipe)
+    meant = _without_defaults({name: values[name] for name in values if name not in OUTSIDE_IDENTITY}, Recipe)
     return {**meant, "plan": _without_defaults(values["plan"], SamplingPlan)}
 
 

@@ -34,6 +34,7 @@ class SampleWriter(Callback):
     def __init__(self, folder: SampleFolder, loader: SampleLoader) -> None:
         self.folder, self.loader = folder, loader
         self._frames: list[Frame] = []
+        self._evidence: list[float] | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ILVRSampler)
@@ -51,6 +52,8 @@ class SampleWriter(Callback):
             if self._progress.steps % evaluations in drawn:
                 self._frames.append(Frame(t, from_tensor(state.x0 if state.t else state.x)))
             self._progress.step(len(state.x))
+            if state.t == 0:
+                self._evidence = None if state.evidence is None else state.evidence.tolist()
 
         pl_module.on_step = on_step
 
@@ -61,7 +64,8 @@ class SampleWriter(Callback):
         assert isinstance(pl_module, ILVRSampler)
         environment = pl_module.environment(len(batch))
         for i, (request, pixels) in enumerate(zip(batch, from_tensor(outputs), strict=True)):
-            path = self.folder.write(request, pixels, environment)
+            evidence = None if self._evidence is None else round(self._evidence[i], 2)
+            path = self.folder.write(request, pixels, {**environment, "evidence": evidence})
             if self.folder.trajectory:
                 draw_trajectory(self._frames, i, request, path)
         self._frames.clear()

@@ -117,6 +117,9 @@ def test_find_images_is_what_ref_uses(reference: Path) -> None:
         ("--ref a.png --sampler ddpm --eta 1", "--eta is a setting of --sampler ddim or dpmpp_2m; ddpm does not"),
         ("--ref a.png --variance small", "--variance is a setting of --sampler ddpm; dpmpp_2m does not read it"),
         ("--ref a.png --preset paper --eta 1", "--eta is a setting of --sampler ddim or dpmpp_2m"),
+        ("--ref a.png --candidates 0", "--candidates must be from 1 to 1000: got 0"),
+        ("--ref a.png --candidates 2 --trajectory", "--trajectory shows one run: give it without --candidates"),
+        ("--unconditional --candidates 2", "--candidates needs --ref"),
         ("--ref a.png --num-samples 0", "--num-samples must be at least 1: got 0"),
         ("--unconditional --num-samples 1000000000", "these are 1000000000 images, and a run makes at most 10000000"),
         ("--ref a.png b.png --num-samples 10000000", "these are 20000000 images, and a run makes at most 10000000"),
@@ -165,6 +168,7 @@ def test_bad_flags(
         ("--sweep", "--sweep"), ("--unconditional", "--unconditional"), ("--preset draft", "--preset"),
         ("--devices 2", "--devices"),
         ("--num-samples 2", "--num-samples"), ("--weights raw", "--weights"), ("--format npz", "--format"),
+        ("--candidates 2", "--candidates"),
         ("--trajectory", "--trajectory"), ("--image-size 8", "--image-size"), ("--override num_heads=2", "--override"),
     ],
 )  # fmt: skip
@@ -234,7 +238,7 @@ def test_every_setting_has_a_flag() -> None:
 GROUPS = {
     "what is sampled": "--ref --ckpt --num-samples --unconditional --seed --image-size --fit --reproduce",
     "how closely the reference is followed": "--factor --range --sweep --mask --reference-sigma "
-    "--start-from --exact-low-band",
+    "--candidates --start-from --exact-low-band",
     "how it is drawn": "--preset --sampler --steps --spacing --eta",
     "where it goes": "--out --format --trajectory --overwrite",
     "where it is computed": "--device --devices --batch-size --precision --compile",

@@ -70,6 +70,12 @@ MUTANTS = (
         "diffusion/test_reference_sigma.py::test_only_the_missing_noise_is_added",
     ),
     mutant(
+        "the candidate of the least evidence is kept", "a loss taken for a log-likelihood",
+        "diffusion.evidence:step_evidence",
+        "return -0.5", "return 0.5",
+        "diffusion/test_candidates.py::test_candidates_find_the_mode_that_one_run_misses",
+    ),
+    mutant(
         "the high band is corrected by the prior covariance", "regression that does not know the noise level",
         "diffusion.components:HighBandCorrection.__call__",
         "1 / (1 / C.variances + snr)", "C.variances",

@@ -21,7 +21,17 @@ from ilvr_lightning.sampling import folder as module
 from ilvr_lightning.sampling.folder import COLUMNS, SampleFolder
 from ilvr_lightning.sampling.recipe import read_recipe
 from ilvr_lightning.sampling.requests import MAX_SAMPLES, SampleRequests
-from tests.support.samples import difference, images, index, leftovers, listed, pixels, recipe_text, with_recipe
+from tests.support.samples import (
+    difference,
+    images,
+    index,
+    leftovers,
+    listed,
+    pixels,
+    recipe_text,
+    sample_into,
+    with_recipe,
+)
 
 Run = Callable[..., Path]
 
@@ -66,6 +76,18 @@ def test_files(run: Run, references: Path, checkpoint: Path) -> None:
         assert (recipe["checkpoint_sha256"], recipe["batch_size"]) == (file_sha256(checkpoint), 8)
         assert pixels(out / f"{stem}.png").shape == (8, 8, 3)
     assert len({image.tobytes() for image in images(out).values()}) == 8
+
+
+def test_each_image_holds_the_evidence_of_its_run(checkpoint: Path, references: Path, tmp_path: Path) -> None:
+    def evidence(name: str, *flags: object) -> list[Any]:
+        folder = sample_into(checkpoint, tmp_path / name, "--num-samples", 3, *flags)
+        return [line["recipe"]["evidence"] for line in index(folder)]
+
+    alone = evidence("alone", "--ref", references / "a.png")
+    of_three = evidence("three", "--ref", references / "a.png", "--candidates", 3)
+    assert len(set(alone)) == 3
+    assert sum(alone) < sum(of_three) < 0
+    assert evidence("none", "--unconditional") == [None] * 3
 
 
 @pytest.mark.parametrize("num_samples", [10, 100_000])

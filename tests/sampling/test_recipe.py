@@ -90,12 +90,12 @@ def test_what_is_no_recipe(text: str, tmp_path: Path) -> None:
 
 
 def test_every_field_either_identifies_an_image_or_is_its_environment(recipe: Recipe) -> None:
-    environment = {"batch_size", "threads", "precision", "compiled", "device", "reference"}
+    environment = {"batch_size", "threads", "precision", "compiled", "device", "reference", "evidence"}
     others: dict[str, Any] = {
         "plan": SamplingPlan(factor=8).resolved(1000), "seed": 4, "sample": 2, "weights": "raw",
         "checkpoint_sha256": "c" * 64, "reference": "y", "reference_sha256": "d" * 64, "mask_sha256": "e" * 64,
         "overrides": {"num_heads": 4}, "batch_size": 2, "threads": 9, "precision": "bf16", "compiled": True,
-        "device": "cuda",
+        "device": "cuda", "evidence": -1.5,
     }  # fmt: skip
     assert others.keys() == recipe.plain().keys()
     for name, value in others.items():
