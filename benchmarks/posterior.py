@@ -41,7 +41,6 @@ from benchmarks.attributes import AttributeNetwork, Attributes, accuracies, log_
 from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.references import Reference, find_references
-from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_pass import LowPassFilter
 from ilvr_lightning.diffusion.noise import derive_seed, image_seed
@@ -91,6 +90,7 @@ def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, Source]:
         table[preset] = Source(plan=loaded.preset(preset, factor))
     for n in (100, 1000):
         table[f"unconditional, DDPM {n}"] = Source(plan=loaded.preset("paper", num_steps=n), conditional=False)
+    table["draft, 4 candidates"] = Source(plan=loaded.preset("draft", factor, candidates=4))
     for name in ("draft", "fast", "best"):
         plan = SamplingPlan.preset(name, clip=loaded.clip)
         table[f"unconditional, 2M {plan.num_steps}"] = Source(plan=plan, conditional=False)
@@ -98,28 +98,11 @@ def rows(loaded: LoadedDenoiser, factor: int) -> dict[str, Source]:
     return table
 
 
-class Network:
-    """The checkpoint's denoiser in the precision that sample.py gives it.
-
-    Args:
-        loaded: the checkpoint; its network is cast here and now.
-        precision: 32 or bf16.
-        device: where it runs.
-    """
-
-    def __init__(self, loaded: LoadedDenoiser, precision: str, device: torch.device) -> None:
-        self._sampler = ILVRSampler(loaded, loaded.image_shape, precision, False, device).to(device)
-        self.schedule, self.spectrum, self.device = loaded.schedule, loaded.spectrum, device
-
-    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
-        return self._sampler.denoiser(x, t)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What all rows share."""
 
-    network: Network
+    sampler: ILVRSampler
     references: list[Reference]
     samples: int
     """K, per reference."""
@@ -137,9 +120,9 @@ def batch_of(setting: Setting, source: Source, part: range) -> Tensor:
         seeds = [image_seed(0, None, i) for i in part]
     return to_8_bits(
         generate(
-            setting.network, source.plan, seeds=seeds, shape=(channels, height, width),
+            setting.sampler.denoiser, source.plan, seeds=seeds, shape=(channels, height, width),
             reference=torch.stack([r.tensor for r in references]) if source.conditional else None,
-            device=setting.network.device,
+            device=setting.sampler.device,
         ).cpu()
     )  # fmt: skip
 
@@ -434,8 +417,9 @@ def main() -> None:
     truth = find_truth(args, loaded.image_shape)
     y = torch.stack([r.tensor for r in references])
     tables = {factor: rows(loaded, factor) for factor in args.factor}
-    network = Network(loaded, args.precision, torch.device(args.device))
-    setting = Setting(network=network, references=references, samples=args.samples, batch=args.batch_size)
+    device = torch.device(args.device)
+    sampler = ILVRSampler(loaded, loaded.image_shape, args.precision, False, device).to(device)
+    setting = Setting(sampler=sampler, references=references, samples=args.samples, batch=args.batch_size)
     for factor, table in tables.items():
         results = {}
         for name, source in table.items():

@@ -130,6 +130,11 @@ def _run(
     timesteps = evaluated_timesteps(schedule, plan)
     ilvr = _ilvr(plan, x_T, reference, mask)
     if ilvr is not None:
+        if plan.high_band_correction and not hasattr(denoise, "components"):
+            raise ValueError(
+                "sampling.high_band_correction needs a denoiser with the attribute `components`, as those of "
+                "load_denoiser have it"
+            )
         components = getattr(denoise, "components", None)
         fits = components is not None and components.size == tuple(x_T.shape[2:])
         ilvr = replace(ilvr, spectrum=tuple(getattr(denoise, "spectrum", ())), components=components if fits else None)

@@ -194,3 +194,14 @@ SMALL = nonstationary_2d(8)
 def test_plans_that_cannot_be(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingPlan(**change)
+
+
+def test_a_denoiser_that_forgets_its_components_is_refused() -> None:
+    data = modulated_ar1()
+
+    def wrapped(x: Tensor, t: Tensor) -> Any:
+        return data.denoise(x, t)
+
+    plan = SamplingPlan(high_band_correction=1, num_steps=2, factor=4, clip=False)
+    with pytest.raises(ValueError, match="needs a denoiser with the attribute `components`"):
+        generate(wrapped, SCHEDULE, plan, seeds=[0], shape=(1, *data.shape), reference=torch.zeros(1, 1, *data.shape))
