@@ -1,5 +1,6 @@
 """Which images a run of sample.py makes: each is made up when it is asked for, so that a run may have millions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
@@ -96,8 +97,11 @@ class SampleRequests(Sequence[SampleRequest]):
     def of_arguments(
         cls, args: Arguments, references: References, plans: Sequence[SamplingPlan], checkpoint_sha256: str
     ) -> "SampleRequests":
-        """What sample.py's flags ask for; the other arguments are as for the class."""
-        return cls(
+        """What sample.py's flags ask for; the other arguments are as for the class.
+
+        A note names each reference that has fewer pixels than the smallest factor follows.
+        """
+        requests = cls(
             references,
             plans,
             args.num_samples,
@@ -107,6 +111,17 @@ class SampleRequests(Sequence[SampleRequest]):
             overrides=dict(args.override),
             estimate_noise=args.reference_sigma == "auto",
         )
+        factor = min(min(as_tuple(plan.factor)) for plan in plans)
+        for reference in references if requests.references_are_few else ():
+            height, width = reference.pixels.shape[:2]
+            own = reference.size or (height, width)
+            enlarged = math.ceil(max(height / own[0], width / own[1]))
+            if enlarged > factor:
+                say(
+                    f"note         {reference.name} has only {own[1]}x{own[0]} pixels, so that N={factor} follows its "
+                    f"blur; give --factor {enlarged} or more"
+                )
+        return requests
 
     @property
     def references_are_few(self) -> bool:

@@ -229,3 +229,13 @@ def test_a_sweep_as_the_command_samples_it(run: Run, references: Path) -> None:
     assert [(line["factor"], line["condition_from"], line["condition_to"]) for line in lines] == [
         (n, 25, b) for _ in "ab" for n in (2, 4) for b in (0, 12)
     ]
+
+
+def test_a_note_names_references_that_are_smaller_than_the_factor_follows(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (2, 3)).save(tmp_path / "thumbnail.png")
+    note = "note         thumbnail has only 2x3 pixels, so that N=2 follows its blur; give --factor 4 or more"
+    for factors, noted in (((4, 2), True), ((4,), False)):
+        run("--ref", tmp_path / "thumbnail.png", "--factor", *factors, "--num-samples", 1)
+        assert (note in capsys.readouterr().out) is noted
