@@ -14,9 +14,10 @@ from PIL import Image
 from benchmarks import fidelity, filters, mixture, posterior, rivals, side_by_side, speed, trained, training_settings
 from benchmarks.attributes import Attributes
 from benchmarks.features import WIDTH, Features, features_of, load_features
-from benchmarks.fidelity import nearest
+from benchmarks.fidelity import copies, images_of, nearest
 from benchmarks.training_settings import LOG_SNR, bound
 from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.data.datamodule import ImageDataModule
 from ilvr_lightning.data.images import read_image
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
@@ -147,10 +148,22 @@ def test_nearest_training_image_is_found_mirrored_too() -> None:
     generator = torch.Generator().manual_seed(0)
     train = torch.rand(20, 3, 8, 8, generator=generator) * 2 - 1
     x = torch.stack([train[3].flip(-1) + 0.1, torch.rand(3, 8, 8, generator=generator) * 2 - 1])
-    first, second = nearest(x, train)
-    assert float(first[0]) == pytest.approx(0.1, abs=1e-4)
-    assert float(second[0]) > 0.5
-    assert float(first[1]) > 0.5
+    first, second = nearest(x, train).tolist()
+    assert first == pytest.approx(0.1, abs=1e-4)
+    assert second > 0.5
+
+
+def test_ten_planted_copies_are_found() -> None:
+    data = ImageDataModule(path="data/toon", image_size=32)
+    data.setup()
+    assert data.train is not None and data.validation is not None
+    train, y = images_of(data.train, 1500), images_of(data.validation, 400)
+    x, planted = y.clone(), slice(30, 40)
+    noise = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x[planted] = train[700:710].flip(-1) + 0.05 * noise  # as a network would remember them
+    found = copies(x, y, train)
+    assert bool(found[planted].all())
+    assert int(found.sum()) <= 10 + 4  # 1% of the others
 
 
 def test_bound_of_a_perfect_denoiser_is_nothing_and_of_a_blind_one_is_not() -> None:
