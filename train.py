@@ -1,4 +1,4 @@
-"""Train an unconditional diffusion model: python train.py [CONFIG.yaml] [key=value ...]."""
+"""Train an unconditional diffusion model: python train.py CONFIG.yaml [key=value ...]."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ilvr_lightning.config.describe import settings_help
 from ilvr_lightning.config.load import load_config, to_yaml
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.runtime.command import command, report_errors_on_every_rank, say
+from ilvr_lightning.runtime.command import command, say
 
 
 @command  # a mistake is one line and status 2; nothing up to here imports torch
@@ -15,10 +15,11 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help", "--help-all"} & set(argv):
         print(settings_help(every_key="--help-all" in argv))
         return 0
-    config = load_config([a for a in argv if a != "--print-config"], default="configs/toon32.yaml")
+    config = load_config([a for a in argv if a != "--print-config"])
     if "--print-config" in argv:
         print(to_yaml(config.plain()), end="")
         return 0
+    config.data.check_path()
     say("loading ...")
     train(config)
     return 0
@@ -55,7 +56,6 @@ def train(config: Config) -> None:
     data.check_batch_size(trainer)  # the global batch is divided among devices and accumulated batches
     model.prepare(trainer)
     run.begin(trainer, data, model)
-    report_errors_on_every_rank()
     with stop.listening(), run.explaining_errors(trainer):
         trainer.fit(model, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
     say(run.summary(trainer))

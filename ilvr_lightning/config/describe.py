@@ -13,10 +13,10 @@ from typing import Any, Literal, cast
 from ilvr_lightning.config.schema import Config, SamplingChanges
 from ilvr_lightning.diffusion.plan import SamplingPlan
 
-USAGE = """usage: python train.py [CONFIG.yaml] [key=value ...] [--print-config] [--help | --help-all]
+USAGE = """usage: python train.py CONFIG.yaml [key=value ...] [--print-config] [--help | --help-all]
 
-Trains an unconditional diffusion model; without a config, on configs/toon32.yaml. Ready configs are in configs/;
-configs/own_images.yaml is the one for your own images. --print-config prints the resolved config and ends.
+Trains an unconditional diffusion model. Ready configs are in configs/; configs/own_images.yaml is the one for your own
+images. --print-config prints the resolved config and ends.
 """
 FIRST_KEYS = (
     "data.path", "data.image_size", "data.batch_size", "data.flip", "optim.lr", "trainer.max_steps",

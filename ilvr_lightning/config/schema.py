@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan, check_factor
+from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 
 
@@ -59,8 +60,9 @@ class RunConfig:
 class DataConfig:
     """Training images."""
 
-    path: str = "data/toon"
-    """A folder of images, a local data set, Parquet files (a glob), or a data set's name on the Hugging Face Hub."""
+    path: str = ""
+    """A folder of images, a local data set, Parquet files (a glob), or a data set's name on the Hugging Face Hub. It
+    has no default."""
     name: str | None = None
     """Configuration of the data set, where a data set on the Hub has several."""
     split: str = "train"
@@ -107,7 +109,6 @@ class DataConfig:
             len(sides) <= 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides),
             f"data.image_size must be one integer from 1 to {MAX_SIDE}, or two: got {self.image_size}",
         )
-        _check(self.path.strip() != "", "data.path is empty; give a folder, files, or a Hub name")
         _check(
             self.validation_split != self.split,
             f"data.validation_split must be another split than data.split: got {self.split!r} for both",
@@ -121,6 +122,14 @@ class DataConfig:
             f"data.streaming=true reads every row, whatever its class: leave out data.label (got {self.label!r}), or "
             "data.streaming",
         )
+
+    def check_path(self) -> None:
+        """Raise a UserError unless data.path is given; called before anything is opened."""
+        if not self.path.strip():
+            raise UserError(
+                "data.path is not set; give data.path=PATH/TO/IMAGES (a folder of images, Parquet files, or the name "
+                "of a data set on the Hub), or a config that sets it, such as configs/toon32.yaml"
+            )
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps per epoch for this number of training images."""

@@ -22,6 +22,7 @@ from ilvr_lightning.runtime.command import (
     is_out_of_memory,
     launched_by_lightning,
     process_rank,
+    report_errors_on_every_rank,
     say,
 )
 from ilvr_lightning.runtime.hardware import training_precision
@@ -80,7 +81,11 @@ class RunFolder:
         return [AtomicCheckpointIO()]
 
     def begin(self, trainer: pl.Trainer, data: ImageDataModule, model: DDPM) -> None:
-        """On the first rank: write config.yaml, remove what a killed run left half-written, and print a summary."""
+        """On the first rank: write config.yaml, remove what a killed run left half-written, and print a summary.
+
+        From here on every rank reports its own errors.
+        """
+        report_errors_on_every_rank()
         if not trainer.is_global_zero:
             return
         check_writable(self.folder / "checkpoints", "trainer.default_root_dir")

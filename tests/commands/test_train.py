@@ -11,6 +11,8 @@ import torch
 
 import train
 from ilvr_lightning.config.describe import FIRST_KEYS, all_keys
+from ilvr_lightning.data.datamodule import ImageDataModule
+from ilvr_lightning.errors import UserError
 from tests.support import cli
 
 refused = functools.partial(cli.refused, train.main)
@@ -72,6 +74,16 @@ def test_bad_setting(
 def test_range_reversed(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, str(tiny_config), "sampling.condition_from=5", "sampling.condition_to=10")
     assert "the range is reversed: sampling.condition_from=5 is below sampling.condition_to=10" in error
+
+
+@pytest.mark.parametrize("arguments", [[], ["configs/own_images.yaml", "trainer.max_steps=1"]])
+def test_data_path_is_required(arguments: list[str], monkeypatch: pytest.MonkeyPatch,
+                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_: pytest.fail("nothing is opened"))
+    error = refused(capsys, *arguments)
+    assert "data.path is not set; give data.path=PATH/TO/IMAGES" in error
+    with pytest.raises(UserError, match=r"data\.path is not set"):
+        ImageDataModule(image_size=8).setup()
 
 
 def test_missing_config(capsys: pytest.CaptureFixture[str]) -> None:
