@@ -34,7 +34,7 @@ PYTEST = $(PYTHON) -m pytest --numprocesses 2
 	touch $@
 
 ifdef SHORT
-TRAIN := trainer.limit_train_batches=20 optim.decay_steps=20
+TRAIN := trainer.limit_train_batches=20
 SAMPLE := --preset draft
 endif
 

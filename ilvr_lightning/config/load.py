@@ -65,7 +65,7 @@ def load_config(arguments: Sequence[str], default: str | Path | None = None, say
     if path is not None:
         if not is_folder_name(path.stem):
             raise UserError(f"{str(path)[:300]!r}: the file's name is also that of a folder; rename it")
-        layers += [OmegaConf.create({"name": path.stem}), _read_yaml(path)]
+        layers += [OmegaConf.create({"name": path.stem}), _without_replaced_limit(_read_yaml(path), arguments)]
     layers += [_read_override(argument) for argument in arguments if "=" in argument]
     return _build(layers, say)
 
@@ -184,15 +184,31 @@ def _structured() -> DictConfig:
     return cast(DictConfig, OmegaConf.structured(Config))
 
 
+def _without_replaced_limit(layer: DictConfig, arguments: Sequence[str]) -> DictConfig:
+    """A file's settings without the limit of the run that the command line gives in the other unit."""
+    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    limits = ("trainer.max_steps", "trainer.max_epochs")
+    for limit, other in (limits, limits[::-1]):
+        if given.get(limit, "-1") not in ("-1", "null", "") and other not in given:
+            _drop(layer, other)
+    return layer
+
+
 def _drop_retired(layer: DictConfig, say: Say | None) -> None:
     for retired in RETIRED:
         key, _, only = retired.partition("=")
-        section, _, name = key.partition(".")
-        values = OmegaConf.to_container(layer).get(section)  # type: ignore[union-attr]
-        if isinstance(values, dict) and name in values and only in ("", values[name]):
-            del layer[section][name]
-            if say is not None:
-                say(f"note         {retired} is no longer a setting and is ignored")
+        if _drop(layer, key, only) and say is not None:
+            say(f"note         {retired} is no longer a setting and is ignored")
+
+
+def _drop(layer: DictConfig, key: str, only: str = "") -> bool:
+    """Remove a key (section.name) from a layer, if it is there and has the only value given; tells whether it was."""
+    section, _, name = key.partition(".")
+    values = OmegaConf.to_container(layer).get(section)  # type: ignore[union-attr]
+    found = isinstance(values, dict) and name in values and only in ("", str(values[name]))
+    if found:
+        del layer[section][name]
+    return found
 
 
 def _check_values(node: Any, key: str = "") -> None:

@@ -19,7 +19,8 @@ def _check(condition: bool, message: str) -> None:
 def _positive(section: str, settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        _check(value is None or (math.isfinite(value) and value > 0), f"{section}.{name} must be above 0: got {value}")
+        number = value not in (None, "auto")
+        _check(not number or (math.isfinite(value) and value > 0), f"{section}.{name} must be above 0: got {value}")
 
 
 def _at_least_zero(section: str, settings: object, *names: str) -> None:
@@ -191,8 +192,9 @@ class OptimConfig:
     """Decoupled weight decay (adamw), or the L2 penalty (adam)."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
-    decay_steps: int | None = None
-    """Step at which the learning rate has fallen to 0 along a cosine. Default: it stays constant."""
+    decay_steps: int | Literal["auto"] | None = None
+    """Step at which the learning rate has fallen to 0 along a cosine; auto is the last step of the run, by
+    trainer.max_steps or trainer.max_epochs. Default: it stays constant."""
     grad_clip: float | None = 1.0
     """Largest norm of the gradient; null does not clip."""
 
@@ -283,7 +285,8 @@ class TrainerConfig:
     max_epochs: int | None = None
     """Epochs to train; -1 has no limit. Default: 100, or no limit where max_steps is given."""
     max_steps: int = -1
-    """Optimizer steps to train; -1 has no limit."""
+    """Optimizer steps to train; -1 has no limit. Where the command line gives only one of max_steps and max_epochs, it
+    replaces both in the config file."""
     max_time: str | None = None
     """Longest training time, as DD:HH:MM:SS."""
     accumulate_grad_batches: int = 1
@@ -396,6 +399,10 @@ class Config:
         _check(
             is_folder_name(self.name),
             f"the name of a config is the folder of its runs, a plain name: got {self.name!r:.100}",
+        )
+        _check(
+            self.optim.decay_steps != "auto" or (self.trainer.max_steps, self.trainer.max_epochs) != (-1, -1),
+            "optim.decay_steps=auto needs a last step: give trainer.max_steps or trainer.max_epochs",
         )
         self.model.check_size(*self.data.size)
         for factor in self.grid.factors:

@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +139,25 @@ def test_folder_to_resume(tiny_config: Path, trained: Path, capsys: pytest.Captu
 def test_not_validated(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([str(tiny_config), "run.name=not_validated", "trainer.max_steps=2"]) == 0
     assert "done         step 2, not validated\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (["optim.decay_steps=2"], "the learning rate is 0 from step 2 on, and the run has 4 steps"),
+        (["optim.decay_steps=4"], None),
+        (["optim.decay_steps=auto"], None),
+        (["optim.decay_steps=2", "trainer.max_steps=2"], None),
+        (["optim.decay_steps=2", "trainer.limit_train_batches=2"], None),
+    ],
+)
+def test_a_decay_that_ends_before_the_run(
+    settings: list[str], note: str | None, tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(tiny_config.parent / "runs" / "tiny" / "decay", ignore_errors=True)
+    assert train.main([str(tiny_config), "run.name=decay", *settings]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "optim.decay_steps" in line]
+    assert len(notes) == (note is not None) and (note or "") in "".join(notes)
 
 
 def test_no_run_to_resume(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
