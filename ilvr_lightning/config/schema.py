@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -17,18 +18,19 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _positive(section: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        number = value not in (None, "auto")
-        _check(not number or (math.isfinite(value) and value > 0), f"{section}.{name} must be above 0: got {value}")
+    for name, value in _numbers(settings, names):
+        _check(math.isfinite(value) and value > 0, f"{section}.{name} must be above 0: got {value}")
 
 
 def _at_least_zero(section: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _check(
-            value is None or (math.isfinite(value) and value >= 0), f"{section}.{name} must be at least 0: got {value}"
-        )
+    for name, value in _numbers(settings, names):
+        _check(math.isfinite(value) and value >= 0, f"{section}.{name} must be at least 0: got {value}")
+
+
+def _numbers(settings: object, names: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """(name, value) of the settings that are numbers, neither null nor auto."""
+    values = ((name, getattr(settings, name)) for name in names)
+    return ((name, value) for name, value in values if value not in (None, "auto"))
 
 
 MAX_SIDE = 8192
@@ -227,8 +229,8 @@ class GridConfig:
     """Samples per reference and factor, and unconditional samples per row."""
     every_n_epochs: int = 1
     """Epochs between grids; 0 draws none at the end of epochs."""
-    every_n_steps: int = 0
-    """Steps between grids; 0 draws none within epochs."""
+    every_n_steps: int | Literal["auto"] = 0
+    """Steps between grids; 0 draws none within epochs, and auto about 30 in the whole run, the last one at its end."""
     preset: str = DEFAULT_PRESET
     """Sampling preset of the grids; sampling.* changes single settings of it."""
 

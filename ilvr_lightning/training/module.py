@@ -20,6 +20,7 @@ from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import CompiledForward, restore_memory_format, should_compile, use_channels_last
+from ilvr_lightning.runtime.signals import last_step
 
 Batch = dict[str, Tensor]
 
@@ -220,7 +221,7 @@ class DDPM(pl.LightningModule):
         optimizer = kind(
             self.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused
         )
-        last = self.trainer.estimated_stepping_batches  # infinite where the run has no limit
+        last = last_step(self.trainer)
         asked = last if optim.decay_steps == "auto" else optim.decay_steps
         self._decay_steps = decay = None if asked is None or math.isinf(asked) else int(asked)
         if self._resumed is not None and self._resumed[1] != decay:
