@@ -49,7 +49,7 @@ def load_weights_into(
         UserError: the checkpoint cannot be read, or has another network; the message lists the settings to give.
     """
     try:
-        info = identify(Path(path))
+        info = identify(path)
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
     from_run = info.description.assumed_names

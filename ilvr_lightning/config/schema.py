@@ -375,7 +375,8 @@ class Config:
     resume: str | None = None
     """Checkpoint to resume; auto takes the newest one of this config."""
     init_from: str | None = None
-    """Checkpoint whose weights a new run starts from (fine-tuning); any format that sample.py --ckpt loads."""
+    """Checkpoint whose weights a new run starts from (fine-tuning): the name of a bundled model, such as toon64, or
+    a file in any format that sample.py --ckpt loads."""
     init_remake_head: bool = False
     """Keep the part of that checkpoint's output layer that predicts the mean, where model.learn_sigma differs."""
     compile: Literal["auto", True, False] = "auto"
