@@ -15,8 +15,8 @@ from ilvr_lightning.diffusion.plan import SamplingPlan
 
 USAGE = """usage: python train.py CONFIG.yaml [key=value ...] [--print-config] [--help | --help-all]
 
-Trains an unconditional diffusion model. Ready configs are in configs/; configs/own_images.yaml is the one for your own
-images. --print-config prints the resolved config and ends.
+Trains an unconditional diffusion model. Ready configs are in configs/; own_images.yaml and own_images_gpu.yaml are those
+for your own images, on a CPU or a GPU. --print-config prints the resolved config and ends.
 """
 FIRST_KEYS = (
     "data.path", "data.image_size", "data.batch_size", "data.flip", "optim.lr", "trainer.max_steps",
