@@ -15,12 +15,16 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help", "--help-all"} & set(argv):
         print(settings_help(every_key="--help-all" in argv))
         return 0
-    config = load_config([a for a in argv if a != "--print-config"])
+    config = load_config([a for a in argv if a not in ("--print-config", "--look")])
     if "--print-config" in argv:
         print(to_yaml(config.plain()), end="")
         return 0
     config.data.check_path()
     say("loading ...")
+    if "--look" in argv:
+        from ilvr_lightning.visual.look import look
+
+        return look(config)
     train(config)
     return 0
 
@@ -37,13 +41,11 @@ def train(config: Config) -> None:
     config = run.config  # with the precision that the run began in
     data = ImageDataModule(config.data, config.seed, cache=run.root / ".decoded")
     model = DDPM(config)  # its initial weights follow from config.seed
-    if config.init_from is not None:
-        load_weights_into(model.network, config.init_from, config.diffusion, config.init_remake_head, say)
+    load_weights_into(model.network, config.init_from, config.diffusion, config.init_remake_head, say)
     stop = StopOnSignal()  # finishes the step, saves, and ends with status 75
     trainer = make_trainer(
         config.trainer.arguments(),
-        logger=run.logger(),
-        plugins=run.plugins(),
+        **run.parts(),
         callbacks=[
             EMA(config.ema.decay),
             TrainingLog(),
@@ -53,8 +55,6 @@ def train(config: Config) -> None:
             SaveCheckpoints(run.folder / "checkpoints", config.checkpoint.every_n_steps),  # last: it saves the others
         ],
     )
-    data.check_batch_size(trainer)  # the global batch is divided among devices and accumulated batches
-    model.prepare(trainer)
     run.begin(trainer, data, model)
     with stop.listening(), run.explaining_errors(trainer):
         trainer.fit(model, datamodule=data, ckpt_path=run.resume_from, weights_only=True)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ilvr_lightning.config.load import config_from_dict, from_dict
 from ilvr_lightning.config.schema import Config, OptimConfig
+from ilvr_lightning.data.augment import augment, training_seeds
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
@@ -94,10 +95,8 @@ class DDPM(pl.LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches
         offset = (batch_idx % micro_batches * self.trainer.world_size + self.trainer.global_rank) * len(x0)
         step, seed = self.trainer.global_step, self.config.seed
-        seeds = [derive_seed(seed, "train", step, offset + index) for index in range(len(x0))]
-        if self.config.data.flip:
-            flip = torch.tensor([derive_seed(seed, "flip") % 2 == 1 for seed in seeds], device=x0.device)
-            x0 = torch.where(flip[:, None, None, None], x0.flip(-1), x0)
+        seeds = training_seeds(seed, step, range(offset, offset + len(x0)))
+        x0 = augment(x0, seeds, self.config.data)
         t, noise = self._draw(seeds, x0)
         if self.config.model.dropout:  # a resumed run drops the same features in a step
             torch.manual_seed(derive_seed(seed, "dropout", step, offset))
