@@ -76,9 +76,8 @@ def load_weights_into(
                 f"{path} has model.learn_sigma={_in_yaml(checkpoint.model.learn_sigma)}; give that, or "
                 "init_remake_head=true to keep the part of its output layer that predicts the mean"
             )
-        head = "pixels.out" if network.pixels is not None else "out"
         expected = network.state_dict()
-        for name in (f"{head}.weight", f"{head}.bias"):
+        for name in ("out.weight", "out.bias"):
             weights[name] = _remade(weights[name], expected[name])
         remade = "; the output layer was re-made, its part for the mean kept"
     copy_weights(network, weights, info.state)

@@ -17,9 +17,14 @@ from ilvr_lightning.errors import OTHER_NAMES, UserError, did_you_mean, first_li
 RETIRED = {
     "checkpoint.on_full_disk", "trainer.min_epochs", "trainer.min_steps", "trainer.limit_test_batches",
     "trainer.limit_predict_batches", "trainer.overfit_batches", "trainer.val_check_interval", "trainer.barebones",
-    "trainer.sync_batchnorm", "data.batch_size=auto", "data.on_broken",
+    "trainer.sync_batchnorm", "data.batch_size=auto", "data.on_broken", "model.patch_size=1", "model.pixel_channels=0",
 }  # fmt: skip
 """Keys of earlier versions, some of them with one value only, which are ignored with a note."""
+REMOVED = {
+    "model.patch_size": "networks that work on patches are no longer supported; train one without, as configs/ do",
+    "model.pixel_channels": "it went with patches, which are no longer supported; leave it out",
+}
+"""Keys of earlier versions that cannot be ignored, and why."""
 DEFAULTS_OF_OLD_CHECKPOINTS: dict[str, Any] = {
     "diffusion": {"schedule": "linear", "prediction": "eps"},
     "optim": {"lr": 1e-4, "betas": [0.9, 0.999], "weight_decay": 0.0},
@@ -87,14 +92,24 @@ def config_from_dict(values: Mapping[str, Any], say: Say | None = None) -> Confi
     return _build(layers, say)
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+def from_dict(cls: type[T], values: Mapping[str, Any], section: str | None = None) -> T:
     """A dataclass from plain values, its types and keys checked.
+
+    Args:
+        cls: the dataclass.
+        values: its fields.
+        section: the section of a config that it is, whose keys of earlier versions are handled as in a config.
 
     Raises:
         UserError: a key is unknown, or a value of another type or out of its range.
     """
     try:
         layer = _create(values)
+        if section is not None:
+            whole = OmegaConf.create({section: layer})
+            _drop_retired(whole, None)
+            _check_keys(OmegaConf.to_container(whole), list(all_keys()))
+            layer = whole[section]
         _check_values(OmegaConf.to_container(layer))
         return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), layer)))
     except READ_ERRORS as error:
@@ -234,6 +249,8 @@ def _check_keys(node: Any, known: list[str], key: str = "") -> None:
         raise UserError(f"{key} is a section; set {key}.KEY=VALUE")
     for name, value in node.items() if isinstance(node, dict) and key in sections else ():
         full = f"{key}.{name}".lstrip(".")
+        if full in REMOVED:
+            raise UserError(f"{full}={str(value)[:20]}: {REMOVED[full]}")
         if full not in known and full not in sections:
             raise UserError(f"unknown key {full[:100]}; {did_you_mean(full[:100], known, '--help-all')}")
         _check_keys(value, known, full)
