@@ -79,8 +79,11 @@ class DataConfig:
     """Size of the images in pixels: one number, or height and width."""
     channels: int = 3
     """3 for colour, 1 for greyscale."""
-    flip: bool = True
-    """Mirror each image left to right with probability 1/2."""
+    flip: Literal["none", "horizontal", "both"] | bool = "horizontal"
+    """Mirror each image left to right with probability 1/2 (horizontal, or true), also top to bottom (both), or never
+    (none, or false)."""
+    rotate90: bool = False
+    """Turn each image by 0, 90, 180 or 270 degrees, with equal probability."""
     cache_mb: int = 1024
     """A data set that needs less than this (in MiB) is decoded once, into <trainer.default_root_dir>/.decoded."""
     num_workers: int | None = None
@@ -121,10 +124,19 @@ class DataConfig:
             f"data.streaming=true reads every row, whatever its class: leave out data.label (got {self.label!r}), or "
             "data.streaming",
         )
+        _check(
+            not self.rotate90 or self.size[0] == self.size[1],
+            f"data.rotate90=true needs square images: got data.image_size={self.image_size}",
+        )
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps per epoch for this number of training images."""
         return max(1, (images if self.epoch_images is None else self.epoch_images) // self.batch_size)
+
+    @property
+    def mirrors(self) -> str:
+        """data.flip by its name: none, horizontal or both."""
+        return self.flip if isinstance(self.flip, str) else "horizontal" if self.flip else "none"
 
     @property
     def size(self) -> tuple[int, int]:

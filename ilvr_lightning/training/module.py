@@ -1,7 +1,7 @@
 """DDPM: the LightningModule that trains the unconditional diffusion model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ilvr_lightning.config.load import config_from_dict, from_dict
-from ilvr_lightning.config.schema import Config, OptimConfig
+from ilvr_lightning.config.schema import Config, DataConfig, OptimConfig
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 class DDPM(pl.LightningModule):
     """Trains a denoiser on batch["image"] (B, C, H, W) in [-1, 1] (Ho et al. 2020, algorithm 1).
 
-    Timesteps, noise and flips are derived from (seed, global step, index in the global batch), so that neither the
+    Timesteps, noise, flips and turns are derived from (seed, step, index in the global batch), so that neither the
     number of devices nor a resumed run changes them.
 
     Args:
@@ -89,9 +89,7 @@ class DDPM(pl.LightningModule):
         offset = (batch_idx % micro_batches * self.trainer.world_size + self.trainer.global_rank) * len(x0)
         step, seed = self.trainer.global_step, self.config.seed
         seeds = [derive_seed(seed, "train", step, offset + index) for index in range(len(x0))]
-        if self.config.data.flip:
-            flip = torch.tensor([derive_seed(seed, "flip") % 2 == 1 for seed in seeds], device=x0.device)
-            x0 = torch.where(flip[:, None, None, None], x0.flip(-1), x0)
+        x0 = augment(x0, seeds, self.config.data)
         t, noise = self._draw(seeds, x0)
         if self.config.model.dropout:  # a resumed run drops the same features in a step
             torch.manual_seed(derive_seed(seed, "dropout", step, offset))
@@ -217,6 +215,24 @@ class DDPM(pl.LightningModule):
         )
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def augment(x0: Tensor, seeds: Sequence[int], data: DataConfig) -> Tensor:
+    """The images (B, C, H, W), each mirrored and turned by its own seed, as data.flip and data.rotate90 say."""
+
+    def chosen(name: str, ways: int, way: int) -> Tensor:
+        drawn = [derive_seed(seed, name) % ways == way for seed in seeds]
+        return torch.tensor(drawn, device=x0.device)[:, None, None, None]
+
+    if data.mirrors != "none":
+        x0 = torch.where(chosen("flip", 2, 1), x0.flip(-1), x0)
+    if data.mirrors == "both":
+        x0 = torch.where(chosen("flip vertically", 2, 1), x0.flip(-2), x0)
+    if data.rotate90:
+        turned = [x0.rot90(quarters, (-2, -1)) for quarters in range(4)]
+        for quarters in (1, 2, 3):
+            x0 = torch.where(chosen("quarter turns", 4, quarters), turned[quarters], x0)
+    return x0
 
 
 def lr_factor(step: int, optim: OptimConfig) -> float:
