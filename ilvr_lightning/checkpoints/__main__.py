@@ -101,11 +101,12 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) 
     from ilvr_lightning.diffusion.components import principal_components
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
-    references = find_references(given, loaded.image_shape, "crop", flag="--calibrate")[:MAX_CALIBRATION_IMAGES]
+    shape, values = loaded.image_shape, loaded.value_range
+    references = find_references(given, shape, flag="--calibrate", value_range=values)[:MAX_CALIBRATION_IMAGES]
     images = torch.stack([r.tensor for r in references])
     components = loaded.components
     if training:
-        train = find_references(training, loaded.image_shape, "crop", flag="--training-images")
+        train = find_references(training, shape, flag="--training-images", value_range=values)
         parts = (train[first : first + 64] for first in range(0, len(train), 64))
         trained_on = loaded.description.data or DataConfig(flip="none")
         components = principal_components(

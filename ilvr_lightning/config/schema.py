@@ -79,6 +79,12 @@ class DataConfig:
     """Size of the images in pixels: one number, or height and width."""
     channels: int = 3
     """3 for colour, 1 for greyscale."""
+    value_range: Literal["auto", "percentile"] | tuple[float | int, float | int] = "auto"
+    """The values that are black and white in files of more than 8 bits: [low, high]; auto finds out by a sample of the
+    images whether they have 8, 10, 12, 14 or 16 bits, or which range floats have; percentile takes the sample's 0.1 and
+    99.9 percentiles. 8-bit images are 0 to 255 always."""
+    pages: Literal["first", "all"] = "first"
+    """The pages of a TIFF that are images."""
     flip: Literal["none", "horizontal", "both"] | bool = "horizontal"
     """Mirror each image left to right with probability 1/2 (horizontal, or true), also top to bottom (both), or never
     (none, or false)."""
@@ -125,6 +131,15 @@ class DataConfig:
             "data.streaming",
         )
         _check(
+            not self.streaming or self.pages == "first",
+            "data.streaming=true reads the first page of each image: leave out data.pages=all, or data.streaming",
+        )
+        if (known := self.known_range) is not None:
+            _check(
+                all(map(math.isfinite, known)) and known[0] < known[1],
+                f"data.value_range must be two numbers, the lower one first: got {list(known)}",
+            )
+        _check(
             not self.rotate90 or self.size[0] == self.size[1],
             f"data.rotate90=true needs square images: got data.image_size={self.image_size}",
         )
@@ -132,6 +147,11 @@ class DataConfig:
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps per epoch for this number of training images."""
         return max(1, (images if self.epoch_images is None else self.epoch_images) // self.batch_size)
+
+    @property
+    def known_range(self) -> tuple[float, float] | None:
+        """data.value_range where it is two numbers."""
+        return None if isinstance(self.value_range, str) else self.value_range
 
     @property
     def mirrors(self) -> str:

@@ -15,7 +15,7 @@ from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import BrokenImageError, Pixels
 
-FORMAT = 2
+FORMAT = 3
 """The version of the files. Any change of how images are decoded or fitted raises it."""
 
 Decoded = tuple[Pixels, dict[int, str]]
@@ -31,7 +31,7 @@ def decode_once(source: ImageSource, config: DataConfig, folder: Path | None) ->
     if folder is None or source.fingerprint is None:
         return _decode_all(source, config)
     shape = (len(source), *config.size, config.channels)
-    name = hashlib.sha256(json.dumps([FORMAT, source.fingerprint, shape]).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps([FORMAT, source.fingerprint, shape, config.known_range]).encode()).hexdigest()[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):

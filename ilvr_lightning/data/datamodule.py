@@ -14,13 +14,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ilvr_lightning.config.load import from_dict
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset
+from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import from_tensor
 from ilvr_lightning.data.order import ShuffledOrder, WindowedOrder, rank_share
 from ilvr_lightning.data.references import Reference, find_references
 from ilvr_lightning.data.shards import ParquetSource, open_shards
 from ilvr_lightning.data.sources import open_source
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
+from ilvr_lightning.data.survey import count_further_pages, find_range
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.signals import STATUS
 
 
@@ -91,7 +94,8 @@ class ImageDataModule(pl.LightningDataModule):
     that a resumed run sees the images that it would have seen.
 
     Args:
-        config: what to read and how; or give its fields as keyword arguments, or both to change some.
+        config: what to read and how; or give its fields as keyword arguments, or both to change some. `setup` replaces
+            its value_range by what it finds.
         seed: of the order, and of which images are held out.
         cache: folder for decoded images, which ranks and later runs share; without one they are decoded in memory.
         settings: fields of DataConfig.
@@ -118,8 +122,17 @@ class ImageDataModule(pl.LightningDataModule):
             return
         streaming = self.config.streaming
         train, validation = open_shards(self.config) if streaming else open_source(self.config, self.seed)
+        self._look([validation] if streaming else [train, validation])
         self.train = ImageDataset(train, self.config, self.cache, keep=not streaming)
         self.validation = ImageDataset(validation, self.config, self.cache)
+
+    def _look(self, images: Sequence[ImageSource]) -> None:
+        """Settle the range of values, and say what is left out."""
+        if self.config.known_range is None and (found := find_range(images, self.config)) is not None:
+            self.config = dataclasses.replace(self.config, value_range=found[0])
+            say(f"values       {found[1]}")
+        if self.config.pages == "first" and (further := sum(map(count_further_pages, images))):
+            say(f"pages        at least {further:,} pages of TIFFs are left out; data.pages=all takes them")
 
     @property
     def counts(self) -> str:
@@ -131,9 +144,10 @@ class ImageDataModule(pl.LightningDataModule):
 
     def references(self, given: Sequence[str] = ()) -> list[Reference]:
         """Reference images for grids: those named, as `find_references` finds them, or the first four that validate."""
-        if given:
-            return list(find_references(given, (self.config.channels, *self.config.size), flag="grid.references"))
         self.setup()
+        if given:
+            shape, value_range = (self.config.channels, *self.config.size), self.config.known_range
+            return list(find_references(given, shape, flag="grid.references", value_range=value_range))
         assert self.validation is not None
         rows = range(min(4, len(self.validation)))
         return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]

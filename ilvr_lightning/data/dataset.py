@@ -50,7 +50,8 @@ class ImageDataset(Dataset[Sample]):
             return
         self.decoded, broken = decode_once(source, config, cache)
         if not len(self.decoded):
-            raise UserError(f"data.path={config.path}: no image in it can be read")
+            reason = next(iter(broken.values()), "it is empty")
+            raise UserError(f"data.path={config.path}: no image in it can be read: {reason}")
         if broken:
             self.source = source.select([row for row in range(len(source)) if row not in broken])
             for message in islice(broken.values(), MAX_NAMED):

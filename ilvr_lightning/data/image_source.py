@@ -7,10 +7,8 @@ from pathlib import Path
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.images import BrokenImageError, Pixels, fit_image, read_image, to_pixels
+from ilvr_lightning.data.values import Encoded, Page
 from ilvr_lightning.errors import UserError
-
-Encoded = bytes | Path
-"""An encoded image, or the file that holds it."""
 
 
 class ImageSource:
@@ -22,25 +20,38 @@ class ImageSource:
         split_rows: the rows of the split that belong to the source, in order.
         fingerprint: equal for equal images, so that they are decoded once and kept in a file; None where that cannot be
             known.
+        pages: the page of each row's image; None takes the first of all.
     """
 
     def __init__(
-        self, name: str, read: Callable[[int], Encoded], split_rows: Sequence[int], fingerprint: str | None = None
+        self,
+        name: str,
+        read: Callable[[int], bytes | Path],
+        split_rows: Sequence[int],
+        fingerprint: str | None = None,
+        pages: Sequence[int] | None = None,
     ) -> None:
         self.name, self.read, self.split_rows, self.fingerprint = name, read, split_rows, fingerprint
+        self.pages = pages
 
     def __len__(self) -> int:
         return len(self.split_rows)
 
     def image_bytes(self, row: int) -> Encoded:
-        """The encoded image of a row of the source, or the file that holds it."""
-        return self.read(self.split_rows[row])
+        """The encoded image of a row of the source, the file that holds it, or its page."""
+        content = self.read(self.split_rows[row])
+        return Page(content, self.pages[row]) if self.pages is not None and self.pages[row] else content
 
     def select(self, rows: Sequence[int]) -> "ImageSource":
         """Some of the source's rows, in the order given."""
+        return self.select_pages(rows, None if self.pages is None else [self.pages[row] for row in rows])
+
+    def select_pages(self, rows: Sequence[int], pages: Sequence[int] | None) -> "ImageSource":
+        """Some of the source's rows, and a page of each."""
         chosen = [self.split_rows[row] for row in rows]
-        fingerprint = self.fingerprint and hashlib.sha256(repr((self.fingerprint, chosen)).encode()).hexdigest()
-        return ImageSource(self.name, self.read, chosen, fingerprint)
+        what = (self.fingerprint, chosen) if pages is None else (self.fingerprint, chosen, pages)
+        fingerprint = self.fingerprint and hashlib.sha256(repr(what).encode()).hexdigest()
+        return ImageSource(self.name, self.read, chosen, fingerprint, pages)
 
     def decode(self, row: int, content: Encoded, config: DataConfig) -> Pixels:
         """The image of a row, fitted: (H, W, C) 8-bit.
@@ -48,13 +59,13 @@ class ImageSource:
         Args:
             row: counted as the source counts; messages name it as the split counts.
             content: what image_bytes(row) gave.
-            config: size and channels.
+            config: size, channels and value range.
 
         Raises:
             BrokenImageError: the image cannot be read.
         """
         try:
-            return to_pixels(fit_image(read_image(content, config.channels), config.size))
+            return to_pixels(fit_image(read_image(content, config.channels, config.known_range), config.size))
         except BrokenImageError as error:
             raise BrokenImageError(f"row {self.split_rows[row]} of {self.name} is skipped: {error}") from None
 
@@ -64,9 +75,11 @@ class ImageSource:
         Raises:
             UserError: none can be read.
         """
+        reason = "it is empty"
         for row, content in candidates:
             try:
                 return self.decode(row, content, config), row
             except BrokenImageError as error:
-                warnings.warn(str(error), stacklevel=2)
-        raise UserError(f"data.path={config.path}: no image in it can be read")
+                reason = str(error)
+                warnings.warn(reason, stacklevel=2)
+        raise UserError(f"data.path={config.path}: no image in it can be read: {reason}")

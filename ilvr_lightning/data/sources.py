@@ -11,10 +11,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.image_source import Encoded, ImageSource
+from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import SUFFIXES
+from ilvr_lightning.data.survey import with_pages
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError, first_line
 
@@ -23,6 +25,8 @@ VALIDATION_NAMES = ("validation", "valid", "val", "test")
 
 TABLES = (".parquet", ".arrow")
 """Files with these endings hold rows of a data set."""
+
+ImageFolder.EXTENSIONS = sorted({*ImageFolder.EXTENSIONS, *SUFFIXES})  # arrays of NumPy are images here, too
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 """A data set on the Hub is called NAME or OWNER/NAME."""
@@ -112,9 +116,9 @@ def open_source(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource
         UserError: the data set cannot be opened, has no such split, column or class, or too few images.
     """
     splits, name = _open_splits(config)
-    train = _as_source(splits, config.split, config)
+    train = with_pages(_as_source(splits, config.split, config), config)
     if name is not None:
-        return train, _as_source(splits, name, config)
+        return train, with_pages(_as_source(splits, name, config), config)
     count = count_to_hold_out(len(train), config)
     order = np.random.default_rng(derive_seed(seed, "held out")).permutation(len(train))
     return train.select(sorted(order[count:].tolist())), train.select(sorted(order[:count].tolist()))
@@ -164,11 +168,11 @@ def dataset_source(dataset: Any, config: DataConfig, split: str) -> ImageSource:
     return source if config.label is None else source.select(_rows_with_label(dataset, config.label, config.path))
 
 
-def _read_cell(images: Any, column: str, row: int) -> Encoded:
+def _read_cell(images: Any, column: str, row: int) -> bytes | Path:
     return image_bytes_of(images[row][column])
 
 
-def image_bytes_of(value: Any) -> Encoded:
+def image_bytes_of(value: Any) -> bytes | Path:
     """The encoded image that a cell of an image column holds, or the file that it names."""
     if isinstance(value, bytes):
         return value

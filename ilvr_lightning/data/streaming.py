@@ -7,12 +7,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import islice
+from pathlib import Path
 
 import torch
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.dataset import Batch, Sample, collate
-from ilvr_lightning.data.image_source import Encoded
 from ilvr_lightning.data.images import to_tensor
 from ilvr_lightning.data.order import Window, WindowedOrder
 from ilvr_lightning.data.shards import ParquetSource
@@ -23,7 +23,7 @@ MAX_LANES = 32
 PREFETCH_BATCHES = 2
 """So many micro-batches are decoded while one is trained on."""
 
-Windows = dict[Window, Future[list[Encoded]]]
+Windows = dict[Window, Future[list[bytes | Path]]]
 """The encoded images of windows, or the reading of them."""
 
 
@@ -77,7 +77,7 @@ class StreamBatches:
             while waiting:
                 yield _batch_of(waiting.popleft())
 
-    def _decode(self, read: Future[list[Encoded]], window: Window, position: int) -> Sample:
+    def _decode(self, read: Future[list[bytes | Path]], window: Window, position: int) -> Sample:
         images = read.result()
         positions = (*range(position, len(images)), *range(position))
         candidates = ((self.order.row(window, other), images[other]) for other in positions)
@@ -133,10 +133,10 @@ class _LaneReader:
         self.shards, self.order = shards, order
         self.closed = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")
-        self._images: Generator[Encoded] | None = None
+        self._images: Generator[bytes | Path] | None = None
         self._next: Window | None = None
 
-    def request(self, window: Window) -> Future[list[Encoded]]:
+    def request(self, window: Window) -> Future[list[bytes | Path]]:
         """The images of a window, once the windows before it are read."""
         return self._thread.submit(self._read, window)
 
@@ -147,7 +147,7 @@ class _LaneReader:
         if self._images is not None:
             self._images.close()
 
-    def _read(self, window: Window) -> list[Encoded]:
+    def _read(self, window: Window) -> list[bytes | Path]:
         if self._images is None or window != self._next:
             self._images = self._images_from(window)
         first, end = self.order.span(window)
@@ -159,6 +159,6 @@ class _LaneReader:
         self._next = window._replace(number=window.number + 1)
         return images
 
-    def _images_from(self, window: Window) -> Generator[Encoded]:
+    def _images_from(self, window: Window) -> Generator[bytes | Path]:
         for shard, first, end in self.order.lane_from(window):
             yield from self.shards.read_shard(shard, first, end)

@@ -76,6 +76,14 @@ class DDPM(pl.LightningModule):
         if should_compile(self.config.compile, device):
             self._compiled = CompiledForward(self.network)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the range of values that the data module found: references are read with it."""
+        data = getattr(getattr(self.trainer, "datamodule", None), "config", None)
+        if isinstance(data, DataConfig):
+            config = checkpoint["hyper_parameters"]["config"]
+            found = {**config, "data": {**config["data"], "value_range": data.value_range}}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "config": found}
+
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
             restore_memory_format(optimizer)
