@@ -85,6 +85,12 @@ class DataConfig:
     99.9 percentiles. 8-bit images are 0 to 255 always."""
     pages: Literal["first", "all"] = "first"
     """The pages of a TIFF that are images."""
+    scale: Literal["fit"] | float | int = "fit"
+    """How far pictures are shrunk before they are cropped: fit makes the shorter side that of the image; 2 halves the
+    height and the width, 1 leaves them."""
+    crop: Literal["center", "random", "tiles"] = "center"
+    """The part of the shrunk picture that is an image: its centre; another part each time, at random; or tiles, all
+    squares that it is cut into."""
     flip: Literal["none", "horizontal", "both"] | bool = "horizontal"
     """Mirror each image left to right with probability 1/2 (horizontal, or true), also top to bottom (both), or never
     (none, or false)."""
@@ -133,6 +139,14 @@ class DataConfig:
         _check(
             not self.streaming or self.pages == "first",
             "data.streaming=true reads the first page of each image: leave out data.pages=all, or data.streaming",
+        )
+        _check(
+            not self.streaming or self.crop != "tiles",
+            "data.streaming=true has an image per row: give data.crop=random or center, or leave out data.streaming",
+        )
+        _check(
+            self.scale == "fit" or (math.isfinite(self.scale) and self.scale >= 1),
+            f"data.scale must be fit or a number from 1: got {self.scale}",
         )
         if (known := self.known_range) is not None:
             _check(

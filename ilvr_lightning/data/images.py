@@ -190,7 +190,8 @@ def image_size(source: Encoded, draft: bool = True) -> tuple[int, int]:
             size = image.size
             if image.format == "TIFF":  # of which some versions of Pillow give it turned, others not
                 size = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-            return size[::-1] if image.getexif().get(0x0112, 1) in range(5, 9) else size
+            exif = Image.Image.getexif(image)  # that of a PNG would decode it
+            return size[::-1] if exif.get(0x0112, 1) in range(5, 9) else size
 
 
 def _limit_size(image: Image.Image, draft: bool = True, limit: int | None = None) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 
 from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.crops import random_window
 from ilvr_lightning.data.dataset import Batch, Sample, collate
 from ilvr_lightning.data.images import to_tensor
 from ilvr_lightning.data.order import Window, WindowedOrder
 from ilvr_lightning.data.shards import ParquetSource
+from ilvr_lightning.diffusion.noise import derive_seed
 
 MAX_LANES = 32
 """A pass is read in up to so many parts side by side, each of which has a thread and an open file."""
@@ -70,19 +72,23 @@ class StreamBatches:
             for step in range(first, first + self.steps):
                 reader.advance_to(step)
                 for share in self.shares:
-                    served = [self.order.window_at(step, index) for index in share]
-                    waiting.append([pool.submit(self._decode, self._windows[w], w, at) for w, at in served])
+                    waiting.append([pool.submit(self._decode, *self._served(step, index)) for index in share])
                     if len(waiting) > PREFETCH_BATCHES:
                         yield _batch_of(waiting.popleft())
             while waiting:
                 yield _batch_of(waiting.popleft())
 
-    def _decode(self, read: Future[list[bytes | Path]], window: Window, position: int) -> Sample:
+    def _served(self, step: int, index: int) -> tuple[Future[list[bytes | Path]], Window, int, int]:
+        """What an index of a step's batch is decoded from: the images of a window, which one, and the crop's seed."""
+        window, position = self.order.window_at(step, index)
+        return self._windows[window], window, position, derive_seed(self.order.seed, "train", step, index)
+
+    def _decode(self, read: Future[list[bytes | Path]], window: Window, position: int, seed: int) -> Sample:
         images = read.result()
         positions = (*range(position, len(images)), *range(position))
         candidates = ((self.order.row(window, other), images[other]) for other in positions)
         pixels, row = self.shards.decode_first(candidates, self.config)
-        return to_tensor(pixels), row
+        return to_tensor(random_window(pixels, self.config, seed)), row
 
 
 def _batch_of(samples: Sequence[Future[Sample]]) -> Batch:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ilvr_lightning.config.load import from_dict
 from ilvr_lightning.config.schema import DataConfig
@@ -133,7 +133,7 @@ def test_alpha_is_of_the_full_depth() -> None:
         assert (pixels[1:] == np.rint(array[1:, :, :3] * (255 / 4095))).all()
 
 
-def test_orientation() -> None:
+def test_orientation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of files whose pixels Pillow does not give."""
     array = ramp(4095, channels=3)
     data = tiff(array, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
@@ -142,7 +142,10 @@ def test_orientation() -> None:
     assert image_size(data) == (4, 8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert image_size(encode(Image.new("RGB", (8, 4)), exif=exif)) == (4, 8)
+    turned = encode(Image.new("RGB", (8, 4)), exif=exif)
+    assert image_size(turned) == (4, 8)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it was decoded"))
+    assert image_size(turned) == (4, 8)
 
 
 @pytest.mark.parametrize(
