@@ -4,15 +4,14 @@ import io
 import math
 import zlib
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import tifffile
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 
 Values = NDArray[Any]
 Range = tuple[float, float]
@@ -161,6 +160,9 @@ def read_npy(content: bytes | Path) -> Deep:
 
 def read_png(content: bytes | Path, orientation: int) -> Deep:
     """A PNG of 16 bits, of which Pillow would keep 8 in colour."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image  # takes seconds to import, and is seldom needed
+
     data = content.read_bytes() if isinstance(content, Path) else content
     decoded = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     return _split(np.moveaxis(decoded.numpy(), 0, -1), len(decoded) in (2, 4), orientation)
@@ -206,7 +208,18 @@ def pages(content: bytes | Path) -> list[int]:
         Exception: it is damaged.
     """
     with _opened(content) as file, tifffile.TiffFile(file) as tiff:
-        return [i for i, page in enumerate(tiff.pages) if not int(getattr(page, "subfiletype", 0)) & 5] or [0]
+        numbers, seen = [], set[int]()
+        for number in count():
+            try:
+                page = tiff.pages[number]
+            except IndexError:
+                break
+            if page.offset in seen:  # a damaged file may lead back to an earlier page, over and over
+                break
+            seen.add(page.offset)
+            if not int(getattr(page, "subfiletype", 0)) & 5:
+                numbers.append(number)
+        return numbers or [0]
 
 
 def _has_alpha(page: tifffile.TiffPage) -> bool:
@@ -235,9 +248,9 @@ def _check_page(page: tifffile.TiffPage) -> None:
 def _check_segments(page: tifffile.TiffPage, most: int) -> None:
     """Raise a ValueError if a part of a page is larger than it says; tifffile would take the memory for it."""
     file = page.parent.filehandle
-    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         file.seek(offset)
-        if len(zlib.decompressobj().decompress(file.read(count), most + 1)) > most:
+        if len(zlib.decompressobj().decompress(file.read(length), most + 1)) > most:
             raise ValueError("a part of it is larger than it says")
 
 

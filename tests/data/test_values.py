@@ -320,6 +320,16 @@ def test_thumbnails_are_no_pages(tmp_path: Path) -> None:
         read_image(Page(file.getvalue(), 9), 1)
 
 
+def test_pages_that_lead_back_to_themselves_count_once() -> None:
+    data = bytearray(stack(7))
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        (page,) = opened.pages
+        assert isinstance(page, tifffile.TiffPage)
+        entries = struct.unpack_from("<H", data, page.offset)[0]
+        struct.pack_into("<I", data, page.offset + 2 + 12 * entries, page.offset)
+    assert values.pages(bytes(data)) == [0]
+
+
 def test_pages_of_16_bits_in_colour() -> None:
     data = tiff(np.stack([ramp(1000 * n, channels=3) for n in (1, 2)]), photometric="rgb")
     assert to_pixels(read_image(Page(data, 1), 3, (0, 4095))).max() == round(2000 / 4095 * 255)

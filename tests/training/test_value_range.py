@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 
+import sample
 from ilvr_lightning.checkpoints.__main__ import main as checkpoints
 from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.data.datamodule import ImageDataModule
 from ilvr_lightning.data.references import find_references
 from tests.support.runs import TrainRun
 
@@ -20,9 +22,7 @@ def write(folder: Path, high: int) -> Path:
     return folder
 
 
-def test_range_is_kept(
-    train_run: TrainRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_range_is_kept(train_run: TrainRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write(tmp_path / "images", 4000)
     checkpoint = train_run("twelve_bits", f"data.path={images}") / "checkpoints" / "last.ckpt"
     assert "values       0 to 4095, 12-bit: " in capsys.readouterr().out
@@ -32,6 +32,13 @@ def test_range_is_kept(
         assert loaded.value_range == (0, 4095)
         (reference,) = find_references([str(images / "0.tif")], loaded.image_shape, value_range=loaded.value_range)
         assert reference.pixels.max() > 240
+
+    words = ["--factor", "2", "--num-samples", "1", "--steps", "2", "--out", str(tmp_path / "out")]
+    assert sample.main(["--ckpt", str(checkpoint), "--ref", str(images / "0.tif"), *words]) == 0
+    (kept,) = (tmp_path / "out" / "references").iterdir()
+    assert kept.stem == reference.sha256
+    data = ImageDataModule(path=str(images), image_size=8)
+    assert data.references([str(images / "0.tif")])[0].sha256 == reference.sha256
 
     write(images, 60_000)
     capsys.readouterr()
