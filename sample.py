@@ -37,7 +37,7 @@ def sample(args: Arguments) -> int:
     denoiser = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override), say)
     shape = check_image_size(denoiser, args.image_size)
     plans = expand_sweep(args, denoiser, shape)  # every factor with every range
-    references = find_references(args.ref, shape, args.fit, args.mask)
+    references = find_references(args.ref, shape, args.fit, args.mask, value_range=denoiser.value_range)
     requests = SampleRequests.of_arguments(args, references, plans, denoiser.found.sha256)
     folder = SampleFolder(args.out, requests, overwrite=args.overwrite, trajectory=args.trajectory)
     loader = SampleLoader(requests, folder.missing(), args.batch_size)  # a second start continues the first

@@ -40,7 +40,7 @@ class RunFolder:
     """<trainer.default_root_dir>/<name>/<run.name>/{config.yaml, checkpoints, grids, events...}."""
 
     config: Config
-    """As asked for, with trainer.precision filled in."""
+    """As asked for, with trainer.precision filled in, and data.value_range as a resumed run found it."""
     folder: Path
     resume_from: Path | None
     """The checkpoint to resume, or None."""
@@ -59,7 +59,7 @@ class RunFolder:
         if checkpoint is not None:
             say(f"resume       {checkpoint}, step {step}")
         run = cls(
-            config=_with_precision(config, before),
+            config=_with_range(_with_precision(config, before), before),
             folder=_folder_of(config, checkpoint),
             resume_from=checkpoint,
             resumed_step=step,
@@ -137,6 +137,13 @@ class RunFolder:
             result = "nothing was left to do"
         command = f"python sample.py --ref IMAGE --ckpt {self.folder / 'checkpoints' / 'last.ckpt'}"
         return f"done         step {trainer.global_step}, {result}\nsample       {command}"
+
+
+def _with_range(config: Config, before: Config | None) -> Config:
+    """data.value_range as it was given in numbers, else as the resumed run found it."""
+    if before is None or config.data.known_range is not None:
+        return config
+    return replace(config, data=replace(config.data, value_range=before.data.value_range))
 
 
 def _with_precision(config: Config, before: Config | None) -> Config:

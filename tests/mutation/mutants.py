@@ -271,7 +271,7 @@ MUTANTS = (
     ),
     mutant(
         "photographs on their side", "torchvision.datasets.ImageFolder, which ignores the EXIF orientation",
-        "data.images:open_image",
+        "data.images:_load",
         "_turn_upright(image)", "pass",
         "data/test_images.py::test_exif_rotation_is_applied",
     ),
