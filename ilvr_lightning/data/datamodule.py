@@ -123,7 +123,8 @@ class ImageDataModule(pl.LightningDataModule):
             return
         streaming = self.config.streaming
         train, validation = open_shards(self.config) if streaming else open_source(self.config, self.seed)
-        self._look([validation] if streaming else [train, validation])
+        same_pictures = validation.part == "held out"
+        self._look([validation] if streaming else [train] if same_pictures else [train, validation])
         self.train = ImageDataset(train, self.config, self.cache, keep=not streaming)
         # What is held out is cut into tiles where training crops at random, so that each validation sees the same.
         fixed = dataclasses.replace(self.config, crop="tiles", streaming=False)
@@ -144,7 +145,8 @@ class ImageDataModule(pl.LightningDataModule):
         source = self.train.source
         streamed = f" (streamed from {len(source.files):,} Parquet shards)" if isinstance(source, ParquetSource) else ""
         crops = {"center": "", "random": "random crops of ", "tiles": "tiles of "}[self.config.crop]
-        parts = f" ({crops}{len(source):,} pictures)" if crops and not streamed else ""
+        pictures = f"{len(source):,} picture{'s' * (len(source) != 1)}"
+        parts = f" ({crops}{pictures})" if crops and not streamed else ""
         return f"{len(self.train):,} images to train on{streamed}{parts}, {len(self.validation):,} to validate on"
 
     def references(self, given: Sequence[str] = ()) -> list[Reference]:

@@ -61,7 +61,7 @@ def find_range(sources: Sequence[ImageSource], config: DataConfig) -> tuple[Rang
             _integer_range(lowest, highest) if kinds == {"integers"} else _float_range(lowest, highest)
         )
     high = high if high > low else low + 1
-    of = f"of {len(parts)} images of more than 8 bits that were looked at"
+    of = f"in the sample of {len(parts)} file{'s' * (len(parts) != 1)} of more than 8 bits"
     found = f"{low:g} to {high:g}, {reason}: the values {of} are {lowest:g} to {highest:g}"
     return (low, high), found
 

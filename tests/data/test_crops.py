@@ -158,7 +158,7 @@ def test_epochs_cover_the_area_and_hold_a_batch(tmp_path: Path) -> None:
     data = random_crops(folder)
     assert data.train is not None and data.validation is not None
     assert len(data.train) == round(40 * 52 / 64)
-    assert data.counts == "32 images to train on (random crops of 1 pictures), 5 to validate on"
+    assert data.counts == "32 images to train on (random crops of 1 picture), 5 to validate on"
     small = random_crops(folder, batch_size=50)
     assert small.train is not None
     assert len(small.train) == 64
@@ -235,6 +235,13 @@ def test_no_held_out_pixel_is_in_a_reduced_training_crop(tmp_path: Path) -> None
         seen.append((torch.cat(batches(data)), data.validation[0][0]))
     assert torch.equal(seen[0][0], seen[1][0])
     assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_a_divided_picture_is_looked_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set").mkdir()
+    np.save(tmp_path / "set" / "a.npy", np.arange(1200, dtype=np.uint16).reshape(30, 40))
+    assert random_crops(tmp_path / "set").config.value_range == (0, 4095)
+    assert "in the sample of 1 file of more than 8 bits" in capsys.readouterr().out
 
 
 def test_one_picture_that_is_too_small(tmp_path: Path) -> None:
