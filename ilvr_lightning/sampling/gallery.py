@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -13,13 +14,13 @@ from ilvr_lightning.data.images import read_image, to_image
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.diffusion.plan import CHOICES, FORMER_DEFAULTS, SamplingPlan
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.sampling.index import listed_images
+from ilvr_lightning.sampling.index import count_lines, listed_images
 from ilvr_lightning.sampling.recipe import SHA256
 from ilvr_lightning.visual.grids import low_pass_pixels
 from ilvr_lightning.visual.pages import write_page
 
 MAX_IMAGES = 10_000
-"""A page shows at most this many images, the first of the index, so that a browser opens it at once."""
+"""A page shows at most this many images, the first of the index, so that a browser opens it at once; it says so."""
 MAX_RECIPE_CHARS = 20_000
 """A longer recipe is not shown; those of sample.py have a tenth of that."""
 PER_IMAGE = {
@@ -56,11 +57,7 @@ def write_gallery(folder: Path) -> Path:
     low_pass: dict[str, int] = {}
     recipes: dict[str, int] = {}
     images: list[list[Any]] = []
-    total = 0
-    for line in listed_images(folder):
-        total += 1
-        if len(images) == MAX_IMAGES:
-            continue
+    for line in itertools.islice(listed_images(folder), MAX_IMAGES):
         recipe = _read_recipe(line["recipe"])
         low = _low_pass_of(folder, line["factor"], recipe)
         kept = (_kept(folder, recipe.get(name)) for name in ("reference_sha256", "mask_sha256"))
@@ -87,7 +84,7 @@ def write_gallery(folder: Path) -> Path:
         if all(name in recipe and recipe[name] == value for recipe in different)
     }
     data = {
-        "total": total,
+        "total": len(images) if len(images) < MAX_IMAGES else count_lines(folder),
         "size": _size_of_first(folder, images),
         "references": list(references),
         "settings": [(factor, -first, last) for factor, last, first in settings],

@@ -14,6 +14,12 @@ COLUMNS = {
 """The columns of the index, each of one type. An unconditional image has an empty reference, factor 0 and range 0:0."""
 
 
+def count_lines(folder: Path) -> int:
+    """The number of lines of a folder's index, which is that of its images where sample.py wrote it."""
+    with open(folder / INDEX, "rb") as lines:
+        return sum(1 for _ in lines)
+
+
 def listed_images(folder: Path) -> Iterator[dict[str, Any]]:
     """The line of each image that a folder's index lists, once; not what lies outside the folder or lacks a column."""
     index = folder / INDEX
