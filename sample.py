@@ -50,6 +50,7 @@ def sample(args: Arguments) -> int:
         if not trainer.is_global_zero:
             return 0
         missing = folder.write_index()  # metadata.jsonl makes the folder a data set of Hugging Face
+        say(f"gallery      {folder.gallery}")
         if skipped := len(requests.unusable):
             say(f"skipped      {skipped * requests.per_reference} images of {skipped} unusable references", sys.stderr)
         if missing:

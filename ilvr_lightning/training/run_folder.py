@@ -30,6 +30,7 @@ from ilvr_lightning.runtime.hardware import training_precision
 from ilvr_lightning.training.checkpointing import AtomicCheckpointIO
 from ilvr_lightning.training.log import RunLogger
 from ilvr_lightning.training.module import DDPM
+from ilvr_lightning.visual.pages import PAGE
 
 RESUME_VARIABLE = "ILVR_RESUME"
 """Tells the ranks that Lightning launches which checkpoint the first rank has chosen."""
@@ -130,13 +131,15 @@ class RunFolder:
             raise
 
     def summary(self, trainer: pl.Trainer) -> str:
-        """The last lines of a run: its step, its loss, and how to sample."""
+        """The last lines of a run: its step, its loss, its grids, and how to sample."""
         loss = trainer.callback_metrics.get("val/loss")
         result = "not validated" if loss is None else f"val/loss {float(loss):.4f}"
         if trainer.global_step == self.resumed_step:
             result = "nothing was left to do"
         command = f"python sample.py --ref IMAGE --ckpt {self.folder / 'checkpoints' / 'last.ckpt'}"
-        return f"done         step {trainer.global_step}, {result}\nsample       {command}"
+        page = self.folder / "grids" / PAGE
+        grids = f"grids        {page}\n" if page.is_file() else ""
+        return f"done         step {trainer.global_step}, {result}\n{grids}sample       {command}"
 
 
 def _with_range(config: Config, before: Config | None) -> Config:

@@ -1390,6 +1390,8 @@ def folders_by_hand(valid: Valid) -> list[Case]:
             "references",
             f"references/{next(iter(valid.references))}",
             "00_N2_0_steps.png",
+            "index.html",
+            "low_pass",
         ):
             argv = (*SAMPLE, "--overwrite") if what in ("another", "a link out") else SAMPLE
             case_ = Case(

@@ -312,6 +312,12 @@ MUTANTS = (
         "test_atomic.py::test_a_writer_that_fails_leaves_the_old_file",
     ),
     mutant(
+        "a name ends the script element", "pages that paste json.dumps into <script>",
+        "visual.pages:write_page",
+        '.replace("<", r"\\u003c")', "",
+        "sampling/test_gallery.py::test_no_text_ends_the_script",
+    ),
+    mutant(
         "an image under another mask taken for this one", "caches whose key lacks an input",
         "sampling.requests:SampleRequests.matches",
         "(*hashes.values(), sigma) == (*wanted, noise)", "(hashes['reference_sha256'], sigma) == (wanted[0], noise)",
