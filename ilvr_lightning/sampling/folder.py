@@ -146,7 +146,7 @@ class SampleFolder:
                     written.append(index)
                     names.append(hash(name))
                 known = np.sort(np.array(names, np.int64))
-                for name, line in _listed_images(self.path / INDEX):
+                for name, line in listed_images(self.path / INDEX):
                     i = int(np.searchsorted(known, hash(name)))
                     is_own = i < len(known) and known[i] == hash(name)
                     if not is_own and read_values(self.path / name) is not None:
@@ -232,7 +232,7 @@ def save_reference(reference: Reference, folder: Path) -> None:
             write_atomically(path, functools.partial(to_image(pixels).save, format="PNG"))
 
 
-def _listed_images(index: Path) -> Iterator[tuple[str, str]]:
+def listed_images(index: Path) -> Iterator[tuple[str, str]]:
     """(file name, line) of each image that an index lists, once; not what lies outside the folder or lacks a column."""
     if not index.is_file():
         return
