@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ilvr_lightning.checkpoints.description import add_override
 from ilvr_lightning.runtime.command import Parser, command
 from ilvr_lightning.sampling.arguments import image_size
 
@@ -17,8 +18,9 @@ DEFAULT_REPLICATES = 100
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     args, rest = make_parser().parse_known_args(list(argv))
-    if rest:
-        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    if args.rest and args.run is not _translation:
+        args.parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
     return int(args.run(args))
 
 
@@ -43,6 +45,39 @@ def make_parser() -> Parser:
     )  # fmt: skip
     _add_size(each)
     _add_measures(each)
+    each = commands.add_parser(
+        "translation", allow_abbrev=False, help="sample after images of one domain, and measure as papers do",
+        epilog="Every flag of sample.py is taken, too, such as --ckpt, --factor, --range, --preset, --steps and --out. "
+        "The samples lie in --out; a second start continues the first.",
+    )  # fmt: skip
+    each.set_defaults(run=_translation, parser=each)
+    each.add_argument("--sources", nargs="+", required=True, metavar="SET",
+                      help="the images to translate, as sample.py's --ref")  # fmt: skip
+    each.add_argument("--targets", required=True, metavar="SET", help=f"images of the other domain: {SETS}")
+    each.add_argument("--repeats", type=int, default=1, metavar="N",
+                      help="samples per source; of several, the table has means and deviations (1)")  # fmt: skip
+    each.add_argument("--plot", type=Path, metavar="FILE", help="the plot of distances (translation.png in --out)")
+    _add_measures(each)
+    each = commands.add_parser("bpd", allow_abbrev=False, help="bits per dimension of held-out images under a model")
+    each.set_defaults(run=_bpd, parser=each)
+    each.add_argument("--ckpt", metavar="PATH", help="as sample.py's")
+    each.add_argument("--data", required=True, metavar="SET", help=f"the images: {SETS}")
+    each.add_argument("--levels", type=int, default=48, metavar="N",
+                      help="evaluations of the network per image (%(default)s)")  # fmt: skip
+    each.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (%(default)s)")
+    add_override(each)
+    _add_output(each)
+    each = commands.add_parser(
+        "memorised", allow_abbrev=False, help="the samples that repeat training images, as a rate and a sheet"
+    )
+    each.set_defaults(run=_memorised, parser=each)
+    each.add_argument("samples", metavar="SAMPLES", help=SETS)
+    each.add_argument("training", metavar="TRAINING", help="what the model was trained on; mirror images count, too")
+    each.add_argument("held_out", metavar="HELD_OUT", help="at least 100 images like those, not trained on")
+    each.add_argument("--sheet", type=Path, metavar="FILE", help="draw the 32 samples nearest to a training image")
+    _add_size(each)
+    _add_features(each)
+    _add_output(each)
     return parser
 
 
@@ -52,13 +87,15 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
-    """Flags of the feature spaces and of the output."""
     parser.add_argument(
         "--features", nargs="*", default=list(DEFAULT_FEATURES), metavar="NAME[=FILE]",
         help="feature spaces, each with a file of its weights if they are not to be downloaded: inception (FID), "
         "dinov2, clip, efflite (needs no download), pixels (needs no package); none leaves them out (efflite)",
     )  # fmt: skip
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the features (auto)")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="kind of device (auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into a file")
 
 
@@ -67,12 +104,31 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips", action="store_true", help="also LPIPS (VGG16), whose weights are downloaded")
     parser.add_argument("--replicates", type=int, default=DEFAULT_REPLICATES, metavar="N",
                         help="random halves that make the intervals; 0 for none (%(default)s)")  # fmt: skip
+    _add_output(parser)
 
 
 def _compare(args: argparse.Namespace) -> int:
     from ilvr_lightning.evaluation.compare import compare
 
     return compare(args)
+
+
+def _translation(args: argparse.Namespace) -> int:
+    from ilvr_lightning.evaluation.translation import translation
+
+    return translation(args)
+
+
+def _bpd(args: argparse.Namespace) -> int:
+    from ilvr_lightning.evaluation.bpd import bpd
+
+    return bpd(args)
+
+
+def _memorised(args: argparse.Namespace) -> int:
+    from ilvr_lightning.evaluation.memorised import memorised
+
+    return memorised(args)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ilvr_lightning.errors import UserError
 from ilvr_lightning.evaluation.features import Extractor, load_features, load_lpips
 from ilvr_lightning.evaluation.images import ImageSet, Samples, kept_sources, open_images, open_samples, pair
 from ilvr_lightning.evaluation.ranks import ALONE, Ranks, joined
-from ilvr_lightning.evaluation.table import INTERVAL, Table, bias_note
+from ilvr_lightning.evaluation.table import INTERVAL, RETRAINING, Table, bias_note
 from ilvr_lightning.metrics.bands import frechet_distance, grain_powers, octave_powers
 from ilvr_lightning.metrics.intervals import REPLICATES, Figure, with_intervals
 from ilvr_lightning.metrics.neighbours import kernel_distance, neighbour_figures
@@ -62,19 +62,35 @@ def describe(images: ImageSet, extractors: Sequence[Extractor], ranks: Ranks = A
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What samples were made from."""
+
+    units: Sequence[object]
+    """(n,) equal for samples of one source."""
+    factor: int | None = None
+    """N, where it is known."""
+    sources: ImageSet | None = None
+    rows: Sequence[int] = ()
+    """(n,) the row of each sample's source."""
+
+
 def source_figures(
-    samples: Samples, sources: ImageSet, rows: Sequence[int], is_grey: bool, lpips: Distance | None, ranks: Ranks
+    images: ImageSet, origin: Origin, is_grey: bool, lpips: Distance | None, ranks: Ranks
 ) -> dict[str, Tensor]:
     """Figures (n,) of each sample against its source: what `pair_figures` computes, and LPIPS."""
+    sources = origin.sources
+    if sources is None:
+        return {}
 
     def batch(chosen: Sequence[int]) -> dict[str, Tensor]:
-        x, y = map(to_tensor, (samples.images.pixels(chosen), sources.pixels([rows[i] for i in chosen])))
+        x, y = map(to_tensor, (images.pixels(chosen), sources.pixels([origin.rows[i] for i in chosen])))
         if is_grey and not y.equal(y[:, :1].expand_as(y)):
             raise UserError("SAMPLES are greyscale and --sources in colour; give images of one kind")
-        found = pair_figures(x[:, :1], y[:, :1], samples.factor) if is_grey else pair_figures(x, y, samples.factor)
+        found = pair_figures(x[:, :1], y[:, :1], origin.factor) if is_grey else pair_figures(x, y, origin.factor)
         return found if lpips is None else {**found, "LPIPS": lpips(_eight_bits(x), _eight_bits(y))}
 
-    parts = ranks.over_batches(len(samples.images), batch)
+    parts = ranks.over_batches(len(images), batch)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -150,12 +166,11 @@ def _rows(described: Described, rows: Tensor) -> Described:
 
 
 def column(
-    samples: Samples,
+    images: ImageSet,
     references: Described,
     extractors: Sequence[Extractor],
+    origin: Origin | None = None,
     *,
-    sources: ImageSet | None = None,
-    by_hash: bool = False,
     lpips: Distance | None = None,
     replicates: int = REPLICATES,
     ranks: Ranks = ALONE,
@@ -163,35 +178,29 @@ def column(
     """Every figure of samples against references, with its interval.
 
     Args:
-        samples: of one setting.
+        images: the samples.
         references: described in the same feature spaces.
         extractors: the feature spaces.
-        sources: what the samples were made from, or None.
-        by_hash: whether the sources are called by their hashes.
+        origin: what the samples were made from, if that is known.
         lpips: computes LPIPS, or None.
         replicates: halves that make the intervals; 0 for none.
         ranks: share the images.
 
     Raises:
-        UserError: a set has one image, one is greyscale and the other in colour, or a source is missing.
+        UserError: a set has one image, or one is greyscale and the other in colour.
     """  # fmt: skip
-    described = describe(samples.images, extractors, ranks)
-    for name, each in ((samples.images.name, described), ("REFERENCES", references)):
+    described = describe(images, extractors, ranks)
+    for name, each in ((images.name, described), ("REFERENCES", references)):
         if len(each) < 2:
             raise UserError(f"{name} holds one image; sets are compared, so give at least 2, and better thousands")
     if described.is_grey != references.is_grey:
         grey, colour = ("SAMPLES", "REFERENCES") if described.is_grey else ("REFERENCES", "SAMPLES")
         raise UserError(f"{grey} are greyscale and {colour} in colour; give images of one kind")
-    made_from: Sequence[object] = range(len(described))
-    by_sample: dict[str, Tensor] = {}
-    if sources is not None:
-        rows = pair(samples, sources, by_hash)
-        made_from, by_sample = rows, source_figures(samples, sources, rows, described.is_grey, lpips, ranks)
-    elif samples.factor is not None:
-        made_from = [entry.sha256 for entry in samples.entries]
-    number = {source: number for number, source in enumerate(dict.fromkeys(made_from))}
-    units = [number[source] for source in made_from]
-    by_sample |= diversity(samples.images, units, described, extractors, lpips, ranks)
+    origin = origin or Origin(units=range(len(images)))
+    number = {unit: number for number, unit in enumerate(dict.fromkeys(origin.units))}
+    units = [number[unit] for unit in origin.units]
+    by_sample = source_figures(images, origin, described.is_grey, lpips, ranks)
+    by_sample |= diversity(images, units, described, extractors, lpips, ranks)
 
     def figures(i: Tensor, j: Tensor) -> dict[str, float]:
         found = set_figures(_rows(described, i), _rows(references, j), extractors)
@@ -221,16 +230,24 @@ def compare(args: argparse.Namespace) -> int:
         columns = {}
         for each in samples:
             say(f"measuring    {each.images.name}: {len(each.images)} images")
-            follows = sources if args.sources or each.factor is not None else None
             columns[each.images.name] = column(
-                each, described, extractors, sources=follows, by_hash=not args.sources, lpips=lpips,
+                each.images, described, extractors, _origin(each, sources, not args.sources), lpips=lpips,
                 replicates=args.replicates, ranks=ranks,
             )  # fmt: skip
     fewest = min(len(each.images) for each in samples)
     distances = [extractor.distances[0] for extractor in extractors]
     Table(
-        columns=columns, notes=[INTERVAL, *bias_note(distances, fewest, len(references))],
+        columns=columns, notes=[INTERVAL, RETRAINING, *bias_note(distances, fewest, len(references))],
         about={"samples": args.samples, "references": args.references, "sources": args.sources,
                "images": {each.images.name: len(each.images) for each in samples}, "of_references": len(references)},
     ).show(args.json)  # fmt: skip
     return 0
+
+
+def _origin(samples: Samples, sources: ImageSet | None, is_kept: bool) -> Origin:
+    """What samples were made from: the sources that were named, or those that their folder keeps."""
+    units = [entry.sha256 for entry in samples.entries] if samples.factor is not None else range(len(samples.images))
+    if sources is None or (is_kept and samples.factor is None):
+        return Origin(units=units, factor=samples.factor)
+    rows = pair(samples, sources, is_kept)
+    return Origin(units=rows, factor=samples.factor, sources=sources, rows=rows)

@@ -14,9 +14,13 @@ from ilvr_lightning.runtime.command import say
 
 INTERVAL = (
     "± is half the width of the 95% interval over the images that were drawn (random halves of both sets; the samples "
-    "of one source are drawn together). Training again with another seed is not in it, and moves FID about three times "
-    "more."
+    "of one source are drawn together)"
 )
+RETRAINING = (
+    "training again with another seed is not in the intervals, and moves FID about three times more than they say"
+)
+MOST_DIGITS = 6
+"""Figures that would need more decimal places are written with an exponent."""
 BIAS_LIMIT = 2000
 """Frechet distances of fewer images are mostly bias."""
 
@@ -68,6 +72,8 @@ def cell(figure: Figure | None) -> str:
     if not (math.isfinite(figure.margin) and figure.margin > 0):
         return f"{figure.value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(figure.margin)))
+    if digits > MOST_DIGITS:
+        return f"{figure.value:.3g} ± {figure.margin:.2g}"
     return f"{figure.value:.{digits}f} ± {figure.margin:.{digits}f}"
 
 
