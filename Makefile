@@ -1,4 +1,4 @@
-# make demo: sample from the bundled models, then train for one epoch (make demo SHORT=1: a minute).
+# make demo: sample from the bundled models, then train until there are rough faces (make demo SHORT=1: a minute).
 # make test: ruff, mypy and the unit tests.
 # make test-system: tests of whole processes: signals, kills, torchrun, SLURM, torch.compile, commands.
 # make mutants: known bugs of other implementations, put into this code at run time; each must fail a unit test.
@@ -34,7 +34,7 @@ PYTEST = $(PYTHON) -m pytest --numprocesses 2
 	touch $@
 
 ifdef SHORT
-TRAIN := trainer.limit_train_batches=20 optim.decay_steps=20
+TRAIN := trainer.max_steps=20
 SAMPLE := --preset draft
 endif
 
@@ -43,9 +43,10 @@ demo: demo-env
 		--ref data/references/photo_astronaut.png data/references/painting_*.png data/references/scribble_*.png
 	$(PYTHON) sample.py --ckpt animals64 --factor 32 16 8 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE) \
 		--ref data/references/photo_cat.png data/references/field_*.png data/references/painting_*re*.png
-	$(PYTHON) train.py configs/toon32.yaml trainer.max_epochs=1 trainer.default_root_dir=samples/demo/runs $(TRAIN)
+	$(PYTHON) train.py configs/toon32.yaml trainer.max_steps=600 trainer.default_root_dir=samples/demo/runs \
+		grid.every_n_epochs=0 grid.every_n_steps=100 calibration.images=0 $(TRAIN)
 	@echo
-	@echo "images       samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the training, whose samples are noise after one epoch: samples/demo/runs/toon32/*/grids/"
+	@echo "images       samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the training, from noise to rough faces: samples/demo/runs/toon32/*/grids/"
 	@echo "tensorboard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
 
 test: test-env

@@ -1,4 +1,4 @@
-"""Train an unconditional diffusion model: python train.py [CONFIG.yaml] [key=value ...]."""
+"""Train an unconditional diffusion model: python train.py CONFIG.yaml [key=value ...]."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ilvr_lightning.config.describe import settings_help
 from ilvr_lightning.config.load import load_config, to_yaml
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.runtime.command import command, report_errors_on_every_rank, say
+from ilvr_lightning.runtime.command import command, say
 
 
 @command  # a mistake is one line and status 2; nothing up to here imports torch
@@ -15,11 +15,16 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help", "--help-all"} & set(argv):
         print(settings_help(every_key="--help-all" in argv))
         return 0
-    config = load_config([a for a in argv if a != "--print-config"], default="configs/toon32.yaml")
+    config = load_config([a for a in argv if a not in ("--print-config", "--look")])
     if "--print-config" in argv:
         print(to_yaml(config.plain()), end="")
         return 0
+    config.data.check_path()
     say("loading ...")
+    if "--look" in argv:
+        from ilvr_lightning.visual.look import look
+
+        return look(config)
     train(config)
     return 0
 
@@ -36,13 +41,11 @@ def train(config: Config) -> None:
     config = run.config  # with the precision that the run began in
     data = ImageDataModule(config.data, config.seed, cache=run.root / ".decoded")
     model = DDPM(config)  # its initial weights follow from config.seed
-    if config.init_from is not None:
-        load_weights_into(model.network, config.init_from, config.diffusion, config.init_remake_head, say)
+    load_weights_into(model.network, config.init_from, config.diffusion, config.init_remake_head, say)
     stop = StopOnSignal()  # finishes the step, saves, and ends with status 75
     trainer = make_trainer(
         config.trainer.arguments(),
-        logger=run.logger(),
-        plugins=run.plugins(),
+        **run.parts(),
         callbacks=[
             EMA(config.ema.decay),
             TrainingLog(),
@@ -52,10 +55,7 @@ def train(config: Config) -> None:
             SaveCheckpoints(run.folder / "checkpoints", config.checkpoint.every_n_steps),  # last: it saves the others
         ],
     )
-    data.check_batch_size(trainer)  # the global batch is divided among devices and accumulated batches
-    model.prepare(trainer)
     run.begin(trainer, data, model)
-    report_errors_on_every_rank()
     with stop.listening(), run.explaining_errors(trainer):
         trainer.fit(model, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
     say(run.summary(trainer))

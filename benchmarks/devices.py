@@ -31,7 +31,13 @@ def losses(config: str, starts: Settings, precision: str, steps: int, root: Path
     quiet = "trainer.enable_progress_bar=false trainer.enable_model_summary=false calibration.images=0"
     for settings in starts:
         command = [sys.executable, "train.py", config, f"trainer.default_root_dir={root}", f"trainer.max_steps={steps}"]
-        command += [*shared.split(), *quiet.split(), "grid.every_n_epochs=0", *settings.split()]
+        command += [
+            *shared.split(),
+            *quiet.split(),
+            "grid.every_n_epochs=0",
+            "optim.decay_steps=null",
+            *settings.split(),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     folder = root / Path(config).stem / "run"

@@ -100,14 +100,11 @@ def run(config_file: str, changes: list[str], seconds: float, features: Path, im
     config = load_config([config_file, *changes], default=config_file)
     if not any(change.startswith("trainer.max_steps=") for change in changes):
         steps = int(seconds / seconds_a_step(config))
-        decay = (
-            [] if any(change.startswith("optim.decay_steps=") for change in changes) else [f"optim.decay_steps={steps}"]
-        )
-        changes = [*changes, f"trainer.max_steps={steps}", *decay]
+        changes = ["optim.decay_steps=auto", *changes, f"trainer.max_steps={steps}"]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         status = train.main([
-            config_file, *changes, "trainer.max_epochs=-1", f"trainer.default_root_dir={folder}", "run.name=run",
+            config_file, *changes, f"trainer.default_root_dir={folder}", "run.name=run",
             "grid.every_n_epochs=0", "calibration.images=0", "trainer.enable_progress_bar=false",
             "checkpoint.every_n_steps=1000000", "trainer.limit_val_batches=0",
         ])  # fmt: skip

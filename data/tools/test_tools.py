@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import make_references
+import make_relief
 import make_sets
 
 DATA = Path(__file__).resolve().parents[1]
@@ -58,3 +59,8 @@ def test_attributes_are_those_of_the_drawings(name: str, split: str) -> None:
 def test_script_draws_the_stored_reference(name: str) -> None:
     with Image.open(DATA / "references" / f"{name}.png") as stored:
         assert make_references.REFERENCES[name]().tobytes() == stored.tobytes()
+
+
+def test_script_crops_the_stored_map() -> None:
+    with Image.open(io.BytesIO(make_relief.relief())) as made, Image.open(make_relief.TARGET) as stored:
+        assert made.tobytes() == stored.tobytes()

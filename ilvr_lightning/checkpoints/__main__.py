@@ -38,7 +38,8 @@ def make_parser() -> Parser:
     out = commands.add_parser("export", help=f"write a checkpoint as {', '.join(formats)}", epilog=epilog)
     out.set_defaults(run=export)
     for each in (look, out):
-        each.add_argument("checkpoint", type=Path, metavar="PATH", help="a checkpoint, as a file or a folder")
+        each.add_argument("checkpoint", type=Path, metavar="PATH",
+                          help="a checkpoint, as a file or a folder, or the name of a bundled model")  # fmt: skip
         add_override(each)
     out.add_argument("--to", choices=tuple(formats), required=True,
                      help="; ".join(f"{name}: {family.writes}" for name, family in formats.items()))  # fmt: skip

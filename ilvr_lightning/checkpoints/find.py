@@ -29,7 +29,7 @@ def newest_first(root: Path, pattern: str) -> list[Path]:
 
 
 def bundled_models() -> list[str]:
-    """The names of the bundled models, which --ckpt takes too."""
+    """The names of the bundled models."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/model.safetensors"))
 
 
@@ -37,6 +37,21 @@ def _bundled(name: str) -> Path:
     """The folder of a bundled model, as a relative path if the working directory is above it."""
     folder, here = BUNDLED / name, Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def named_checkpoint(given: str | Path) -> Path:
+    """A checkpoint by its path, or a bundled model by its name: the one rule of all that takes a checkpoint.
+
+    Raises:
+        UserError: the name is neither a file or folder here nor a bundled model.
+    """
+    name, models = str(given), bundled_models()
+    if not re.fullmatch(r"\w{1,100}", name) or Path(name).exists():
+        return Path(given)
+    if name not in models:
+        bundled = f"the bundled models are {' and '.join(models)}" if models else "no models are bundled here"
+        raise UserError(f"{name}: there is no such file or folder, and {bundled}")
+    return _bundled(name)
 
 
 def find_checkpoint(given: str | None) -> Path:
@@ -47,20 +62,15 @@ def find_checkpoint(given: str | None) -> Path:
     """
     if given == "":
         raise UserError("--ckpt is empty; give a checkpoint, or leave it out")
-    models = bundled_models()
     if given is not None:
-        if not re.fullmatch(r"\w{1,100}", given) or Path(given).exists():
-            return Path(given)
-        if given not in models:
-            raise UserError(
-                f"--ckpt {given}: there is no such file or folder, and "
-                + (f"the bundled models are {' and '.join(models)}" if models else "no models are bundled here")
-            )
-        return _bundled(given)
+        try:
+            return named_checkpoint(given)
+        except UserError as error:
+            raise UserError(f"--ckpt {error}") from None
     newest = newest_checkpoint(Path("runs"))
     if newest is not None:
         return newest
-    if DEFAULT_MODEL not in models:
+    if DEFAULT_MODEL not in bundled_models():
         raise UserError(
             "--ckpt is missing, there is no run under runs/, and no models are bundled here: train a model with "
             "train.py, or give a checkpoint"

@@ -29,7 +29,7 @@ CONFIG_NAMES = {
 
 def load_weights_into(
     network: UNet,
-    path: str | Path,
+    path: str | Path | None,
     diffusion: DiffusionConfig | None = None,
     remake_head: bool = False,
     say: Callable[[str], None] = print,
@@ -38,7 +38,7 @@ def load_weights_into(
 
     Args:
         network: the network of the run.
-        path: a path that load_denoiser takes.
+        path: what load_denoiser takes; None leaves the network as it is.
         diffusion: the run's settings. They stand in for what the file does not contain; a note says where the
             checkpoint was trained with others.
         remake_head: if learned variance differs, keep the part of the output layer that predicts the mean; new
@@ -48,8 +48,10 @@ def load_weights_into(
     Raises:
         UserError: the checkpoint cannot be read, or has another network; the message lists the settings to give.
     """
+    if path is None:
+        return
     try:
-        info = identify(Path(path))
+        info = identify(path)
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
     from_run = info.description.assumed_names
@@ -74,9 +76,8 @@ def load_weights_into(
                 f"{path} has model.learn_sigma={_in_yaml(checkpoint.model.learn_sigma)}; give that, or "
                 "init_remake_head=true to keep the part of its output layer that predicts the mean"
             )
-        head = "pixels.out" if network.pixels is not None else "out"
         expected = network.state_dict()
-        for name in (f"{head}.weight", f"{head}.bias"):
+        for name in ("out.weight", "out.bias"):
             weights[name] = _remade(weights[name], expected[name])
         remade = "; the output layer was re-made, its part for the mean kept"
     copy_weights(network, weights, info.state)

@@ -1,4 +1,4 @@
-"""load_denoiser(): the path of a checkpoint of any family in; a callable (x, t) -> Prediction out."""
+"""load_denoiser(): a checkpoint of any family in; a callable (x, t) -> Prediction out."""
 
 import hashlib
 import math
@@ -15,6 +15,7 @@ from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families import FAMILIES, native, what_loads
 from ilvr_lightning.checkpoints.families.family import Family, StateDict
 from ilvr_lightning.checkpoints.files import Weights, read_weights
+from ilvr_lightning.checkpoints.find import named_checkpoint
 from ilvr_lightning.config.load import config_from_dict
 from ilvr_lightning.config.schema import MAX_SIDE, Config
 from ilvr_lightning.diffusion.denoiser import Denoiser
@@ -139,7 +140,7 @@ def load_denoiser(
     """Load a checkpoint of any family, in float32 on the CPU, in eval mode; its content says which family it is of.
 
     Args:
-        path: a file or folder that one of FAMILIES recognises.
+        path: a file or folder that one of FAMILIES recognises, or the name of a bundled model.
         weights: the average or the raw weights, where a file holds both.
         overrides: settings that a third-party file does not contain, under ADM's flag names (num_heads,
             num_head_channels, image_size, use_new_attention_order, noise_schedule, diffusion_steps, predict_xstart,
@@ -150,7 +151,7 @@ def load_denoiser(
     Raises:
         UserError: the file is missing, damaged, would execute something, or is no unconditional denoiser.
     """
-    info = identify(Path(path), weights, overrides)
+    info = identify(path, weights, overrides)
     description = info.description
     if say is not None:
         for line in (f"checkpoint   {path}: {description.lines()[0]}", *description.lines()[1:]):
@@ -173,12 +174,13 @@ def load_denoiser(
     return denoiser
 
 
-def identify(path: Path, weights: Weights = "ema", overrides: Mapping[str, Any] | None = None) -> CheckpointInfo:
-    """Open a file or folder, and describe it.
+def identify(path: str | Path, weights: Weights = "ema", overrides: Mapping[str, Any] | None = None) -> CheckpointInfo:
+    """Open a file, a folder or a bundled model, and describe it.
 
     Raises:
         UserError: it is nothing that loads.
     """
+    path = named_checkpoint(path)
     file = path if not path.is_dir() else next(filter(None, (f.weights_in(path) for f in FAMILIES.values())), None)
     if file is None:
         files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"

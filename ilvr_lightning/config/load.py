@@ -17,9 +17,14 @@ from ilvr_lightning.errors import OTHER_NAMES, UserError, did_you_mean, first_li
 RETIRED = {
     "checkpoint.on_full_disk", "trainer.min_epochs", "trainer.min_steps", "trainer.limit_test_batches",
     "trainer.limit_predict_batches", "trainer.overfit_batches", "trainer.val_check_interval", "trainer.barebones",
-    "trainer.sync_batchnorm", "data.batch_size=auto", "data.on_broken",
+    "trainer.sync_batchnorm", "data.batch_size=auto", "data.on_broken", "model.patch_size=1", "model.pixel_channels=0",
 }  # fmt: skip
 """Keys of earlier versions, some of them with one value only, which are ignored with a note."""
+REMOVED = {
+    "model.patch_size": "networks that work on patches are no longer supported; train one without, as configs/ do",
+    "model.pixel_channels": "it went with patches, which are no longer supported; leave it out",
+}
+"""Keys of earlier versions that cannot be ignored, and why."""
 DEFAULTS_OF_OLD_CHECKPOINTS: dict[str, Any] = {
     "diffusion": {"schedule": "linear", "prediction": "eps"},
     "optim": {"lr": 1e-4, "betas": [0.9, 0.999], "weight_decay": 0.0},
@@ -65,7 +70,7 @@ def load_config(arguments: Sequence[str], default: str | Path | None = None, say
     if path is not None:
         if not is_folder_name(path.stem):
             raise UserError(f"{str(path)[:300]!r}: the file's name is also that of a folder; rename it")
-        layers += [OmegaConf.create({"name": path.stem}), _read_yaml(path)]
+        layers += [OmegaConf.create({"name": path.stem}), _without_replaced_limit(_read_yaml(path), arguments)]
     layers += [_read_override(argument) for argument in arguments if "=" in argument]
     return _build(layers, say)
 
@@ -87,14 +92,24 @@ def config_from_dict(values: Mapping[str, Any], say: Say | None = None) -> Confi
     return _build(layers, say)
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+def from_dict(cls: type[T], values: Mapping[str, Any], section: str | None = None) -> T:
     """A dataclass from plain values, its types and keys checked.
+
+    Args:
+        cls: the dataclass.
+        values: its fields.
+        section: the section of a config that it is, whose keys of earlier versions are handled as in a config.
 
     Raises:
         UserError: a key is unknown, or a value of another type or out of its range.
     """
     try:
         layer = _create(values)
+        if section is not None:
+            whole = OmegaConf.create({section: layer})
+            _drop_retired(whole, None)
+            _check_keys(OmegaConf.to_container(whole), list(all_keys()))
+            layer = whole[section]
         _check_values(OmegaConf.to_container(layer))
         return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), layer)))
     except READ_ERRORS as error:
@@ -184,15 +199,31 @@ def _structured() -> DictConfig:
     return cast(DictConfig, OmegaConf.structured(Config))
 
 
+def _without_replaced_limit(layer: DictConfig, arguments: Sequence[str]) -> DictConfig:
+    """A file's settings without the limit of the run that the command line gives in the other unit."""
+    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    limits = ("trainer.max_steps", "trainer.max_epochs")
+    for limit, other in (limits, limits[::-1]):
+        if given.get(limit, "-1") not in ("-1", "null", "") and other not in given:
+            _drop(layer, other)
+    return layer
+
+
 def _drop_retired(layer: DictConfig, say: Say | None) -> None:
     for retired in RETIRED:
         key, _, only = retired.partition("=")
-        section, _, name = key.partition(".")
-        values = OmegaConf.to_container(layer).get(section)  # type: ignore[union-attr]
-        if isinstance(values, dict) and name in values and only in ("", values[name]):
-            del layer[section][name]
-            if say is not None:
-                say(f"note         {retired} is no longer a setting and is ignored")
+        if _drop(layer, key, only) and say is not None:
+            say(f"note         {retired} is no longer a setting and is ignored")
+
+
+def _drop(layer: DictConfig, key: str, only: str = "") -> bool:
+    """Remove a key (section.name) from a layer, if it is there and has the only value given; tells whether it was."""
+    section, _, name = key.partition(".")
+    values = OmegaConf.to_container(layer).get(section)  # type: ignore[union-attr]
+    found = isinstance(values, dict) and name in values and only in ("", str(values[name]))
+    if found:
+        del layer[section][name]
+    return found
 
 
 def _check_values(node: Any, key: str = "") -> None:
@@ -218,6 +249,8 @@ def _check_keys(node: Any, known: list[str], key: str = "") -> None:
         raise UserError(f"{key} is a section; set {key}.KEY=VALUE")
     for name, value in node.items() if isinstance(node, dict) and key in sections else ():
         full = f"{key}.{name}".lstrip(".")
+        if full in REMOVED:
+            raise UserError(f"{full}={str(value)[:20]}: {REMOVED[full]}")
         if full not in known and full not in sections:
             raise UserError(f"unknown key {full[:100]}; {did_you_mean(full[:100], known, '--help-all')}")
         _check_keys(value, known, full)

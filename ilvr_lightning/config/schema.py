@@ -3,10 +3,12 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET, PRESETS, SamplingPlan, check_factor
+from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.config import UNetConfig
 
 
@@ -16,17 +18,19 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _positive(section: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _check(value is None or (math.isfinite(value) and value > 0), f"{section}.{name} must be above 0: got {value}")
+    for name, value in _numbers(settings, names):
+        _check(math.isfinite(value) and value > 0, f"{section}.{name} must be above 0: got {value}")
 
 
 def _at_least_zero(section: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _check(
-            value is None or (math.isfinite(value) and value >= 0), f"{section}.{name} must be at least 0: got {value}"
-        )
+    for name, value in _numbers(settings, names):
+        _check(math.isfinite(value) and value >= 0, f"{section}.{name} must be at least 0: got {value}")
+
+
+def _numbers(settings: object, names: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """(name, value) of the settings that are numbers, neither null nor auto."""
+    values = ((name, getattr(settings, name)) for name in names)
+    return ((name, value) for name, value in values if value not in (None, "auto"))
 
 
 MAX_SIDE = 8192
@@ -59,8 +63,9 @@ class RunConfig:
 class DataConfig:
     """Training images."""
 
-    path: str = "data/toon"
-    """A folder of images, a local data set, Parquet files (a glob), or a data set's name on the Hugging Face Hub."""
+    path: str = ""
+    """A folder of images, a local data set, Parquet files (a glob), or a data set's name on the Hugging Face Hub. It
+    has no default."""
     name: str | None = None
     """Configuration of the data set, where a data set on the Hub has several."""
     split: str = "train"
@@ -107,7 +112,6 @@ class DataConfig:
             len(sides) <= 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides),
             f"data.image_size must be one integer from 1 to {MAX_SIDE}, or two: got {self.image_size}",
         )
-        _check(self.path.strip() != "", "data.path is empty; give a folder, files, or a Hub name")
         _check(
             self.validation_split != self.split,
             f"data.validation_split must be another split than data.split: got {self.split!r} for both",
@@ -121,6 +125,14 @@ class DataConfig:
             f"data.streaming=true reads every row, whatever its class: leave out data.label (got {self.label!r}), or "
             "data.streaming",
         )
+
+    def check_path(self) -> None:
+        """Raise a UserError unless data.path is given; called before anything is opened."""
+        if not self.path.strip():
+            raise UserError(
+                "data.path is not set; give data.path=PATH/TO/IMAGES (a folder of images, Parquet files, or the name "
+                "of a data set on the Hub), or a config that sets it, such as configs/toon32.yaml"
+            )
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps per epoch for this number of training images."""
@@ -182,8 +194,9 @@ class OptimConfig:
     """Decoupled weight decay (adamw), or the L2 penalty (adam)."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
-    decay_steps: int | None = None
-    """Step at which the learning rate has fallen to 0 along a cosine. Default: it stays constant."""
+    decay_steps: int | Literal["auto"] | None = None
+    """Step at which the learning rate has fallen to 0 along a cosine; auto is the last step of the run, by
+    trainer.max_steps or trainer.max_epochs. Default: it stays constant."""
     grad_clip: float | None = 1.0
     """Largest norm of the gradient; null does not clip."""
 
@@ -216,8 +229,8 @@ class GridConfig:
     """Samples per reference and factor, and unconditional samples per row."""
     every_n_epochs: int = 1
     """Epochs between grids; 0 draws none at the end of epochs."""
-    every_n_steps: int = 0
-    """Steps between grids; 0 draws none within epochs."""
+    every_n_steps: int | Literal["auto"] = 0
+    """Steps between grids; 0 draws none within epochs, and auto about 30 in the whole run, the last one at its end."""
     preset: str = DEFAULT_PRESET
     """Sampling preset of the grids; sampling.* changes single settings of it."""
 
@@ -274,7 +287,8 @@ class TrainerConfig:
     max_epochs: int | None = None
     """Epochs to train; -1 has no limit. Default: 100, or no limit where max_steps is given."""
     max_steps: int = -1
-    """Optimizer steps to train; -1 has no limit."""
+    """Optimizer steps to train; -1 has no limit. Where the command line gives only one of max_steps and max_epochs, it
+    replaces both in the config file."""
     max_time: str | None = None
     """Longest training time, as DD:HH:MM:SS."""
     accumulate_grad_batches: int = 1
@@ -361,7 +375,8 @@ class Config:
     resume: str | None = None
     """Checkpoint to resume; auto takes the newest one of this config."""
     init_from: str | None = None
-    """Checkpoint whose weights a new run starts from (fine-tuning); any format that sample.py --ckpt loads."""
+    """Checkpoint whose weights a new run starts from (fine-tuning): the name of a bundled model, such as toon64, or
+    a file in any format that sample.py --ckpt loads."""
     init_remake_head: bool = False
     """Keep the part of that checkpoint's output layer that predicts the mean, where model.learn_sigma differs."""
     compile: Literal["auto", True, False] = "auto"
@@ -387,6 +402,10 @@ class Config:
         _check(
             is_folder_name(self.name),
             f"the name of a config is the folder of its runs, a plain name: got {self.name!r:.100}",
+        )
+        _check(
+            self.optim.decay_steps != "auto" or (self.trainer.max_steps, self.trainer.max_epochs) != (-1, -1),
+            "optim.decay_steps=auto needs a last step: give trainer.max_steps or trainer.max_epochs",
         )
         self.model.check_size(*self.data.size)
         for factor in self.grid.factors:

@@ -97,8 +97,9 @@ def locate(config: DataConfig) -> SourceKind:
     """The kind of place that data.path names.
 
     Raises:
-        UserError: there is no such place.
+        UserError: data.path is not set, or there is no such place.
     """
+    config.check_path()
     for kind in reversed(SOURCES.values()):
         if kind.matches(config.path):
             return kind

@@ -51,10 +51,6 @@ class UNetConfig:
     """Groups of the normalisation."""
     norm_eps: float = 1e-5
     """Epsilon of the normalisation; 1e-6 in the code of Ho et al. 2020."""
-    patch_size: int = 1
-    """Side of the patches that the network works on (pixel-unshuffle in, pixel-shuffle out): 1, 2 or 4."""
-    pixel_channels: int = 0
-    """With patches, channels of two convolutions behind them at full resolution; 0 has none."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "num_res_blocks", "norm_num_groups"):
@@ -76,12 +72,6 @@ class UNetConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be at least 0 and below 1: got {self.dropout}")
-        if self.patch_size not in (1, 2, 4):
-            raise ValueError(f"model.patch_size must be 1, 2 or 4: got {self.patch_size}")
-        if self.pixel_channels < 0:
-            raise ValueError(f"model.pixel_channels must be at least 0: got {self.pixel_channels}")
-        if self.pixel_channels and self.patch_size == 1:
-            raise ValueError("model.pixel_channels goes with patches: give model.patch_size=2 or 4, or leave it at 0")
         if self.num_head_channels == 0 or self.num_head_channels < -1:
             raise ValueError(f"model.num_head_channels must be positive, or -1: got {self.num_head_channels}")
         if self.num_heads < 1:
@@ -103,23 +93,23 @@ class UNetConfig:
 
     def check_size(self, height: int, width: int) -> None:
         """Raise a ValueError that says what to give unless the levels divide the size, and one image fits in memory."""
-        most = MAX_FEATURES * self.patch_size**2 // self.channels
+        most = MAX_FEATURES // self.channels
         if height * width > most:
             raise ValueError(
                 f"data.image_size must be of at most {most:,} pixels for model.channels={self.channels}: "
                 f"got {height}x{width}"
             )
-        multiple = self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        multiple = 2 ** (len(self.channel_mult) - 1)
         if height % multiple or width % multiple:
             raise ValueError(
                 f"data.image_size must be a multiple of {multiple} for {len(self.channel_mult)} levels of "
-                f"model.channel_mult and model.patch_size={self.patch_size}: got {height}x{width}; "
+                f"model.channel_mult: got {height}x{width}; "
                 f"give {_nearest(height, multiple)}x{_nearest(width, multiple)} or fewer levels"
             )
 
     def check_attention(self, height: int) -> None:
         """Raise a ValueError unless every resolution with attention is the height of a level."""
-        heights = [height // self.patch_size // 2**level for level in range(len(self.channel_mult))]
+        heights = [height // 2**level for level in range(len(self.channel_mult))]
         for resolution in self.attention_resolutions:
             if resolution not in heights:
                 raise ValueError(

@@ -45,21 +45,6 @@ class Stage(nn.Module):
         return x
 
 
-class PixelHead(nn.Module):
-    """Behind the patches: two convolutions at full resolution, which see across the patches' seams."""
-
-    def __init__(self, channels: int, image_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels + image_channels, channels, 3, padding=1)
-        self.out = zero_(nn.Conv2d(channels, out_channels, 3, padding=1))
-
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        """h (B, channels, H, W), the network's input x (B, C, H, W) -> (B, out_channels, H, W)."""
-        h = self.conv(torch.cat([h, x.to(h.dtype)], dim=1))
-        output: Tensor = self.out(F.silu(h))
-        return output
-
-
 class UNet(nn.Module):
     """The denoising network.
 
@@ -79,7 +64,6 @@ class UNet(nn.Module):
         self.config = config
         self.image_size = image_size
         self.image_channels = image_channels
-        pixel_channels, patch_area = config.pixel_channels, config.patch_size**2
         self.out_channels = image_channels * (2 if config.learn_sigma else 1)
         self._embedding_channels = 4 * config.channels
         self._norm = functools.partial(group_norm, num_groups=config.norm_num_groups, eps=config.norm_eps)
@@ -89,10 +73,10 @@ class UNet(nn.Module):
             nn.Linear(self._embedding_channels, self._embedding_channels),
         )
 
-        height = image_size[0] // config.patch_size
+        height = image_size[0]
         widths = [config.channels * mult for mult in config.channel_mult]
         channels = widths[0]
-        self.encoder = nn.ModuleList([Stage(nn.Conv2d(image_channels * patch_area, channels, 3, padding=1))])
+        self.encoder = nn.ModuleList([Stage(nn.Conv2d(image_channels, channels, 3, padding=1))])
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):
@@ -120,14 +104,12 @@ class UNet(nn.Module):
                 channels = width
             height *= 2
         self.norm = self._norm(channels)
-        last = nn.Conv2d(channels, (pixel_channels or self.out_channels) * patch_area, 3, padding=1)
-        self.out = last if pixel_channels else zero_(last)
-        self.pixels = PixelHead(pixel_channels, image_channels, self.out_channels) if pixel_channels else None
+        self.out = zero_(nn.Conv2d(channels, self.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, H, W), 0-based timesteps t (B,) -> (B, C, H, W), or (B, 2C, H, W) with a learned variance."""
         embedding = self.time_embedding(self._sinusoids(t).to(x.dtype))
-        h = F.pixel_unshuffle(x, self.config.patch_size)
+        h = x
         skips = []
         for stage in self.encoder:
             h = stage(h, embedding)
@@ -136,8 +118,8 @@ class UNet(nn.Module):
             h = stage(h, embedding)
         for stage in self.decoder:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-        output: Tensor = F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.config.patch_size)
-        return output if self.pixels is None else self.pixels(output, x)
+        output: Tensor = self.out(F.silu(self.norm(h)))
+        return output
 
     def _sinusoids(self, t: Tensor) -> Tensor:
         c = self.config

@@ -1,6 +1,8 @@
 """Precision, memory format and compilation by the hardware. docs/speed.md has the measurements behind each choice."""
 
 import copy
+import resource
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -37,6 +39,14 @@ def training_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
 def sampling_in_bf16(precision: str, device: torch.device) -> bool:
     """Whether the network samples in bfloat16; auto means on a GPU where bfloat16 is fast."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda" and fast_bf16(device))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were allocated on a GPU of NVIDIA; elsewhere the most that this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def use_channels_last(network: UNet, device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """How a signal stops a run: between two optimizer steps, on every rank at once. A second Control-C leaves at once."""
 
+import math
 import os
 import signal
 import threading
@@ -118,6 +119,12 @@ def is_last_step_of_epoch(trainer: pl.Trainer) -> bool:
 def reached_max_steps(trainer: pl.Trainer) -> bool:
     """Whether trainer.max_steps optimizer steps are done."""
     return trainer.global_step == trainer.max_steps
+
+
+def last_step(trainer: pl.Trainer) -> float:
+    """The optimizer step at which trainer.max_steps or max_epochs ends the run; infinite where neither does."""
+    last = trainer.estimated_stepping_batches
+    return last if last > 0 else math.inf
 
 
 def _exit_with_parent(parent: int) -> None:

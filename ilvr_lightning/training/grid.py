@@ -1,10 +1,11 @@
 """ILVRGrid: grids of reference-conditioned samples, during training and over what sample.py has sampled."""
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,12 +24,15 @@ from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.runtime.signals import is_optimizer_step
+from ilvr_lightning.runtime.signals import is_optimizer_step, last_step
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
 from ilvr_lightning.visual.grids import Column, GridSource, draw_grid, reference_columns
 
 MAX_BATCH = 32
 """The most images that a rank samples at once for a grid."""
+
+ABOUT, UNLIMITED = 30, 1000
+"""every_n_steps="auto" draws about so many grids in a run, or one per so many steps where the run has no limit."""
 
 
 @runtime_checkable
@@ -69,7 +73,8 @@ class ILVRGrid(Callback):
         folder: where the PNGs go.
         seed: of the noise.
         every_n_epochs: epochs between grids; 0 draws none at the end of epochs.
-        every_n_steps: steps between grids; 0 draws none within epochs.
+        every_n_steps: steps between grids; 0 draws none within epochs, and "auto" about 30 in the whole run, the last
+            one at its end (in a run without a limit, one every 1000 steps).
         batch_size: the global batch of training, which tells how many images fit into memory.
 
     Raises:
@@ -86,7 +91,7 @@ class ILVRGrid(Callback):
         folder: str | Path = "grids",
         seed: int = 0,
         every_n_epochs: int = 1,
-        every_n_steps: int = 0,
+        every_n_steps: int | Literal["auto"] = 0,
         batch_size: int = 32,
     ) -> None:
         self.references = _as_references(references)
@@ -145,8 +150,8 @@ class ILVRGrid(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        n = self.every_n_steps
-        if n and trainer.global_step % n == 0 and is_optimizer_step(trainer, batch_idx):
+        due = is_due(trainer.global_step, self.every_n_steps, last_step(trainer))
+        if due and is_optimizer_step(trainer, batch_idx):
             self._draw(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -229,6 +234,15 @@ class ILVRGrid(Callback):
                 logger.experiment.add_image("ilvr/grid", np.asarray(image), step, dataformats="HWC")
                 logger.experiment.add_image("samples/unconditional", make_grid(free, nrow=8), step)
                 logger.save()
+
+
+def is_due(step: int, every_n_steps: int | Literal["auto"], last: float) -> bool:
+    """Whether a grid is drawn after this step of a run that ends at the step `last`, which may be infinite."""
+    if every_n_steps != "auto":
+        return every_n_steps > 0 and step % every_n_steps == 0
+    if math.isinf(last):
+        return step % UNLIMITED == 0
+    return (last - step) % math.ceil(last / ABOUT) == 0
 
 
 def _batches(tiles: Sequence[Tile], size: int) -> Iterable[Sequence[Tile]]:

@@ -1,18 +1,27 @@
-"""What a run logs to TensorBoard: losses, learning rate, gradient norm, speed and its config."""
+"""What a run logs to TensorBoard: losses, learning rate, gradient norm, speed and its config; what it will cost."""
 
+import math
+import statistics
 import time
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from ilvr_lightning.config.load import flatten, to_yaml
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.runtime.signals import is_last_step_of_epoch, is_optimizer_step
+from ilvr_lightning.runtime.hardware import peak_memory
+from ilvr_lightning.runtime.signals import is_last_step_of_epoch, is_optimizer_step, last_step
 from ilvr_lightning.training.module import DDPM
+
+COSTED = 20
+"""The cost of a run is measured over so many steps after each start."""
 
 
 class RunLogger(TensorBoardLogger):
@@ -36,9 +45,13 @@ class RunLogger(TensorBoardLogger):
 
 
 class TrainingLog(Callback):
-    """Logs DDPM's train/* and val/loss, shows the loss in the progress bar, and keeps the training time."""
+    """Logs DDPM's train/* and val/loss, shows the loss in the progress bar, and keeps the training time.
+
+    After the first COSTED steps of a start it says how fast they are, when the run will end, and the memory they took.
+    """
 
     def __init__(self) -> None:
+        self._step_ends: list[float] = []
         self._since, self._since_step = time.perf_counter(), 0
         self._started = time.perf_counter()
         self._seconds_before = 0.0
@@ -70,10 +83,12 @@ class TrainingLog(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, every = trainer.global_step, getattr(trainer, "log_every_n_steps", 1)
-        due = is_last_step_of_epoch(trainer) or step % every == 0
-        if not due or not is_optimizer_step(trainer, batch_idx):
+        if not is_optimizer_step(trainer, batch_idx):
             return
         module = _ddpm(pl_module)
+        self._note_cost(trainer, module)
+        if not is_last_step_of_epoch(trainer) and step % every:
+            return
         module.assert_finite_losses()
         metrics = module.pop_losses()
         pl_module.log("loss", metrics.get("train/loss", float("nan")), prog_bar=True, logger=False)
@@ -87,10 +102,34 @@ class TrainingLog(Callback):
             logger.log_metrics(metrics, step=step)
         self._since, self._since_step = time.perf_counter(), step
 
+    def _note_cost(self, trainer: pl.Trainer, module: DDPM) -> None:
+        """Take the time of one of the first steps; print the cost of the run after the last of them."""
+        if len(self._step_ends) == COSTED:
+            return
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._step_ends.append(time.perf_counter())
+        if len(self._step_ends) == COSTED:
+            # The median leaves out what happens between two epochs, and the first steps are slower.
+            seconds = statistics.median(b - a for a, b in pairwise(self._step_ends[COSTED // 2 :]))
+            speed = module.config.data.batch_size / max(seconds, 1e-9)
+            left = last_step(trainer) - trainer.global_step
+            memory = f"{peak_memory(module.device) / 1e9:.1f} GB of memory"
+            module.print(f"cost         {speed:,.1f} images/s, {memory}; {_end(left, seconds)}")
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             for logger in trainer.loggers:
                 logger.log_metrics({"val/loss": float(trainer.callback_metrics["val/loss"])}, step=trainer.global_step)
+
+
+def _end(steps: float, seconds: float) -> str:
+    """When so many steps of so many seconds each will be done, in words."""
+    if math.isinf(steps):
+        return "the run has no last step"
+    left = timedelta(seconds=round(steps * seconds))
+    at = (datetime.now() + left).strftime("%H:%M" if left < timedelta(hours=12) else "%Y-%m-%d %H:%M")
+    return f"the {steps:,.0f} steps left take {left} h, until {at}, without validation, grids and calibration"
 
 
 def _add_hyper_parameters(logger: TensorBoardLogger, config: Config) -> None:

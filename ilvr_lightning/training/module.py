@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,13 +12,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ilvr_lightning.config.load import config_from_dict, from_dict
 from ilvr_lightning.config.schema import Config, OptimConfig
+from ilvr_lightning.data.augment import augment, training_seeds
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.schedule import make_schedule
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.models.unet import UNet
+from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import CompiledForward, restore_memory_format, should_compile, use_channels_last
+from ilvr_lightning.runtime.signals import last_step
 
 Batch = dict[str, Tensor]
 
@@ -49,6 +53,9 @@ class DDPM(pl.LightningModule):
             torch.manual_seed(self.config.seed)
             self.network = UNet(self.config.model, self.config.data.size, self.config.data.channels)
         self.grad_norm = torch.tensor(0.0)
+        self._decay_steps: int | None = None
+        self._resumed: tuple[int, int | None] | None = None
+        """The step that the run resumes from, and the decay_steps that it had until then."""
         self._compiled: CompiledForward | None = None
         # Sums of (loss, number of images): over the present step, then since the last log per quartile of t. These are
         # no buffers, which DDP would copy from the first rank to the others.
@@ -88,10 +95,8 @@ class DDPM(pl.LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches
         offset = (batch_idx % micro_batches * self.trainer.world_size + self.trainer.global_rank) * len(x0)
         step, seed = self.trainer.global_step, self.config.seed
-        seeds = [derive_seed(seed, "train", step, offset + index) for index in range(len(x0))]
-        if self.config.data.flip:
-            flip = torch.tensor([derive_seed(seed, "flip") % 2 == 1 for seed in seeds], device=x0.device)
-            x0 = torch.where(flip[:, None, None, None], x0.flip(-1), x0)
+        seeds = training_seeds(seed, step, range(offset, offset + len(x0)))
+        x0 = augment(x0, seeds, self.config.data)
         t, noise = self._draw(seeds, x0)
         if self.config.model.dropout:  # a resumed run drops the same features in a step
             torch.manual_seed(derive_seed(seed, "dropout", step, offset))
@@ -215,13 +220,32 @@ class DDPM(pl.LightningModule):
         optimizer = kind(
             self.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused
         )
-        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, optim))
+        last = last_step(self.trainer)
+        asked = last if optim.decay_steps == "auto" else optim.decay_steps
+        self._decay_steps = decay = None if asked is None or math.isinf(asked) else int(asked)
+        if self._resumed is not None and self._resumed[1] != decay:
+            step, before = self._resumed
+            say(f"note         optim.decay_steps is now {decay or 'null'} and was {before or 'null'} up to step {step}:"
+                " the learning rate follows the new value from here on")  # fmt: skip
+        if decay is not None and decay < last < math.inf:
+            say(f"note         optim.decay_steps={decay}: the learning rate is 0 from step {decay} on, and the run has "
+                f"{last} steps; optim.decay_steps=auto follows it")  # fmt: skip
+        resolved = replace(optim, decay_steps=decay)
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, resolved))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["decay_steps"] = self._decay_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        config = checkpoint["hyper_parameters"]["config"]  # of the run as it was
+        before = checkpoint.get("decay_steps", config.get("optim", {}).get("decay_steps"))
+        self._resumed = checkpoint["global_step"], before
 
 
 def lr_factor(step: int, optim: OptimConfig) -> float:
     """Share of optim.lr after this many steps: a linear warm-up, then constant, or a cosine to 0 at decay_steps."""
     warm = min(1.0, (step + 1) / (optim.warmup_steps + 1))
-    if optim.decay_steps is None:
+    if not isinstance(optim.decay_steps, int):
         return warm
     return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / optim.decay_steps)))

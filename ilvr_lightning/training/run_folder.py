@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -22,6 +23,7 @@ from ilvr_lightning.runtime.command import (
     is_out_of_memory,
     launched_by_lightning,
     process_rank,
+    report_errors_on_every_rank,
     say,
 )
 from ilvr_lightning.runtime.hardware import training_precision
@@ -71,16 +73,21 @@ class RunFolder:
         """The folder of all runs."""
         return Path(self.config.trainer.default_root_dir)
 
-    def logger(self) -> RunLogger:
-        """TensorBoard in this folder."""
-        return RunLogger(self.folder, self.resumed_step)
-
-    def plugins(self) -> list[AtomicCheckpointIO]:
-        """How checkpoints are written: each is complete or not there."""
-        return [AtomicCheckpointIO()]
+    def parts(self) -> dict[str, Any]:
+        """What the Trainer writes with: TensorBoard in this folder, and checkpoints that are complete or not there."""
+        return {"logger": RunLogger(self.folder, self.resumed_step), "plugins": [AtomicCheckpointIO()]}
 
     def begin(self, trainer: pl.Trainer, data: ImageDataModule, model: DDPM) -> None:
-        """On the first rank: write config.yaml, remove what a killed run left half-written, and print a summary."""
+        """On every rank: check the batch, prepare the model for its device, and report errors from here on.
+
+        On the first rank: write config.yaml, remove what a killed run left half-written, and print a summary.
+
+        Raises:
+            UserError: the global batch cannot be divided among devices and accumulated batches.
+        """
+        data.check_batch_size(trainer)
+        model.prepare(trainer)
+        report_errors_on_every_rank()
         if not trainer.is_global_zero:
             return
         check_writable(self.folder / "checkpoints", "trainer.default_root_dir")

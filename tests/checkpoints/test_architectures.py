@@ -51,7 +51,6 @@ def descriptions(draw: Callable[..., Any]) -> ModelDescription:
         timestep_scale=rarely(1000 / T, 1.0),
         norm_num_groups=rarely(8, 32) if channels >= 32 else 8,
         norm_eps=rarely(1e-6, 1e-5),
-        patch_size=rarely(2 if len(mult) == 1 and height % 2 == 0 else 1, 1),
     )
     betas = rarely((0.01, 0.02, 0.3), None)
     return ModelDescription(
@@ -98,7 +97,7 @@ WIDE = ModelDescription(
     kind="32 channels x 2,3,4",
     model=UNetConfig(
         channels=32, channel_mult=(2, 3, 4), num_res_blocks=1, attention_resolutions=(), num_head_channels=32,
-        num_heads=4, patch_size=1,
+        num_heads=4,
     ),
     image_shape=(3, 8, 8),
     diffusion=DiffusionConfig(schedule="linear", num_timesteps=1000, prediction="eps"),

@@ -111,11 +111,10 @@ def test_overrides_are_what_the_file_would_not_say_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kind", "model", "message"),
     [
-        ("adm", {"patch_size": 2, "attention_resolutions": ()}, "model.patch_size=1, and this one 2"),
         ("adm", {"norm_eps": 1e-6}, "model.norm_eps=1e-05, and this one 1e-06"),
         ("adm", {"channels": 16}, "widths that 32 divides"),
         ("adm", {"timestep_scale": 0.3}, "model.timestep_scale=0.3"),
-        ("diffusers", {"patch_size": 2, "attention_resolutions": ()}, "model.patch_size=2"),
+        ("diffusers", {"timestep_scale": 0.25}, "model.timestep_scale=0.25"),
         ("diffusers", {"attention_resolutions": (16, 8), "num_head_channels": -1, "num_heads": 4}, "attention heads"),
         ("diffusers", {"channel_mult": (2, 3)}, r"model.channel_mult must begin with 1: it is \[2, 3\]"),
         ("diffusers", {"channels": 16}, "model.norm_num_groups=32 divides"),

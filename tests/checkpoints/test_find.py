@@ -4,10 +4,21 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from ilvr_lightning.checkpoints import find
-from ilvr_lightning.checkpoints.find import bundled_models, find_checkpoint, newest_checkpoint, newest_first
+from ilvr_lightning.checkpoints.__main__ import main
+from ilvr_lightning.checkpoints.find import (
+    bundled_models,
+    find_checkpoint,
+    named_checkpoint,
+    newest_checkpoint,
+    newest_first,
+)
+from ilvr_lightning.checkpoints.finetune import load_weights_into
+from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.models.unet import UNet
 from tests.support.paths import ROOT
 
 
@@ -56,6 +67,23 @@ def test_a_name_or_a_path(here: Path) -> None:
     make(here / "other", 1)  # a file here is not hidden by a name
     assert find_checkpoint("other") == Path("other")
     assert find_checkpoint("x/missing.pt") == Path("x/missing.pt")  # whoever opens it says so
+    assert named_checkpoint(Path("toon64")) == Path("data/pretrained/toon64")
+
+
+def test_every_way_takes_the_name_of_a_bundled_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "toon64"]) == 0
+    inspected = capsys.readouterr().out
+    denoiser = load_denoiser("toon64", say=None)
+    assert f"parameters   {sum(p.numel() for p in denoiser.network.parameters()):,}" in inspected
+    network = UNet(denoiser.network.config, (64, 64))
+    said: list[str] = []
+    load_weights_into(network, "toon64", denoiser.description.diffusion, say=said.append)
+    assert said[0].startswith("init_from    toon64: ") and len(said) == 1
+    assert all(map(torch.equal, network.state_dict().values(), denoiser.network.state_dict().values()))
+    with pytest.raises(
+        UserError, match="init_from: toon65: there is no such file or folder, and the bundled models are"
+    ):
+        load_weights_into(network, "toon65")
 
 
 def test_the_short_way_is_taken_from_a_folder_above_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """This project's own files: checkpoints of train.py, new and old, and safetensors with a description."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ilvr_lightning.checkpoints.export import export
+from ilvr_lightning.checkpoints.families.native import KEY, describe_metadata, to_metadata
 from ilvr_lightning.checkpoints.find import BUNDLED
 from ilvr_lightning.checkpoints.load import identify, load_denoiser, read_run_config
 from ilvr_lightning.errors import UserError
-from tests.support.checkpoints import adm_file, old_content, own_checkpoint, own_content, refused
+from tests.support.checkpoints import SMALL, adm_file, old_content, own_checkpoint, own_content, refused
 
 
 def saved(folder: Path, content: dict[str, Any]) -> Path:
@@ -73,10 +75,29 @@ def test_the_bundled_models_load(name: str, path: str, loss: float) -> None:
     loaded = load_denoiser(BUNDLED / name, say=None)
     description = loaded.description
     assert loaded.image_shape == (3, 64, 64) and loaded.prediction_type == "v" and loaded.clip
-    assert description.diffusion.schedule == "cosine" and description.model.patch_size == 1
+    assert description.diffusion.schedule == "cosine"
     assert description.config is not None and description.config["data"]["path"] == path
     assert description.facts["best val/loss"] == loss
     assert set(description.octave_gains) == {"fast", "draft"}
+
+
+def test_networks_on_patches_are_refused(tmp_path: Path) -> None:
+    """They were of earlier versions: as a checkpoint of a run, and as safetensors."""
+    refusal = "model.patch_size=2: networks that work on patches are no longer supported"
+    content = old_content()
+    content["hyper_parameters"]["config"]["model"] |= {"patch_size": 2, "pixel_channels": 8}
+    reads: list[Callable[[Path], object]] = [load_denoiser, read_run_config]
+    for read in reads:
+        with pytest.raises(UserError, match=refusal) as caught:
+            read(saved(tmp_path, content))
+        assert "\n" not in str(caught.value) and "last.ckpt" in str(caught.value)
+    metadata = to_metadata(load_denoiser(own_checkpoint(tmp_path), say=None).description)
+    described = json.loads(metadata[KEY])
+    described["model"] |= {"patch_size": 1, "pixel_channels": 0}
+    assert describe_metadata(json.dumps(described)).model == SMALL
+    described["model"]["patch_size"] = 2
+    with pytest.raises(UserError, match=refusal):
+        describe_metadata(json.dumps(described))
 
 
 # --- read_run_config

@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 import train
 from ilvr_lightning.config.describe import FIRST_KEYS, all_keys
+from ilvr_lightning.data.datamodule import ImageDataModule
+from ilvr_lightning.errors import UserError
 from tests.support import cli
 
 refused = functools.partial(cli.refused, train.main)
@@ -74,6 +77,16 @@ def test_range_reversed(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -
     assert "the range is reversed: sampling.condition_from=5 is below sampling.condition_to=10" in error
 
 
+@pytest.mark.parametrize("arguments", [[], ["configs/own_images.yaml", "trainer.max_steps=1"]])
+def test_data_path_is_required(arguments: list[str], monkeypatch: pytest.MonkeyPatch,
+                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_: pytest.fail("nothing is opened"))
+    error = refused(capsys, *arguments)
+    assert "data.path is not set; give data.path=PATH/TO/IMAGES" in error
+    with pytest.raises(UserError, match=r"data\.path is not set"):
+        ImageDataModule(image_size=8).setup()
+
+
 def test_missing_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no config nothing.yaml" in refused(capsys, "nothing.yaml")
 
@@ -126,6 +139,25 @@ def test_folder_to_resume(tiny_config: Path, trained: Path, capsys: pytest.Captu
 def test_not_validated(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([str(tiny_config), "run.name=not_validated", "trainer.max_steps=2"]) == 0
     assert "done         step 2, not validated\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (["optim.decay_steps=2"], "the learning rate is 0 from step 2 on, and the run has 4 steps"),
+        (["optim.decay_steps=4"], None),
+        (["optim.decay_steps=auto"], None),
+        (["optim.decay_steps=2", "trainer.max_steps=2"], None),
+        (["optim.decay_steps=2", "trainer.limit_train_batches=2"], None),
+    ],
+)
+def test_a_decay_that_ends_before_the_run(
+    settings: list[str], note: str | None, tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(tiny_config.parent / "runs" / "tiny" / "decay", ignore_errors=True)
+    assert train.main([str(tiny_config), "run.name=decay", *settings]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "optim.decay_steps" in line]
+    assert len(notes) == (note is not None) and (note or "") in "".join(notes)
 
 
 def test_no_run_to_resume(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,8 @@ def test_default_config(tmp_path: Path) -> None:
         ("data.validation_fraction=1", ["data.validation_fraction must be between 0 and 1: got 1"]),
         ("seed=-1", ["seed must be from 0 to 4294967295: got -1"]),
         ("ema.decay=1", ["ema.decay must be in [0, 1): got 1"]),
-        ("model.patch_size=3", ["model.patch_size must be 1, 2 or 4: got 3"]),
+        ("model.patch_size=2", ["model.patch_size=2: networks that work on patches are no longer supported"]),
+        ("model.pixel_channels=8", ["model.pixel_channels=8: it went with patches"]),
         ("diffusion.betas=[0.1,1]", ["diffusion.betas must be a list of numbers, each above 0 and below 1"]),
         ("data.image_size=30", ["data.image_size must be a multiple of 8", "got 30x30"]),
         ("grid.factors=[4,5]", ["grid.factors must divide the image size: got factor=5 for 32 px"]),
@@ -88,6 +89,7 @@ def test_default_config(tmp_path: Path) -> None:
         ("trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches must be at least 1: got 0"]),
         ("trainer.limit_train_batches=1.5", ["trainer.limit_train_batches must be a number of batches, or a share"]),
         ("name=a/b", ["a plain name: got 'a/b'"]),
+        ("optim.decay_steps=never", ["optim.decay_steps", "never", "it must be integer or auto or null"]),
         ("words", ["'words' is neither a config (CONFIG.yaml) nor key=value without spaces; see --help"]),
         ("none.yaml", ["there is no config none.yaml", "configs/"]),
     ],
@@ -101,6 +103,12 @@ def test_mistakes_are_named_in_one_line(argument: str, parts: list[str]) -> None
 def test_linear_schedules_need_more_timesteps() -> None:
     text = message("diffusion.num_timesteps=20", "diffusion.schedule=linear")
     assert "diffusion.num_timesteps must be above 20" in text
+
+
+def test_a_decay_that_follows_the_run_needs_its_last_step() -> None:
+    error = message("optim.decay_steps=auto", "trainer.max_epochs=-1")
+    assert error == "optim.decay_steps=auto needs a last step: give trainer.max_steps or trainer.max_epochs"
+    assert load("optim.decay_steps=auto", "trainer.max_epochs=-1", "trainer.max_steps=5").optim.decay_steps == "auto"
 
 
 def test_two_configs() -> None:
@@ -254,6 +262,25 @@ def test_trainer_settings_are_the_trainers() -> None:
 )
 def test_steps_alone_suffice(given: dict[str, Any], epochs: int) -> None:
     assert TrainerConfig(**given).arguments()["max_epochs"] == epochs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps", "epochs"),
+    [
+        ([], 50, 7),
+        (["trainer.max_steps=9"], 9, None),
+        (["trainer.max_epochs=9"], -1, 9),
+        (["trainer.max_steps=9", "trainer.max_epochs=3"], 9, 3),
+        (["trainer.max_steps=-1"], -1, 7),
+        (["trainer.max_epochs=null"], 50, None),
+    ],
+)
+def test_a_limit_on_the_command_line_replaces_those_of_the_file(
+    arguments: list[str], steps: int, epochs: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "both.yaml").write_text("trainer: {max_steps: 50, max_epochs: 7}")
+    trainer = load(str(tmp_path / "both.yaml"), *arguments).trainer
+    assert (trainer.max_steps, trainer.max_epochs) == (steps, epochs)
 
 
 @pytest.mark.parametrize("retired", sorted(RETIRED))

@@ -88,3 +88,9 @@ def test_reference_is_what_was_drawn(name: str) -> None:
     with Image.open(DATA / "references" / f"{name}.png") as stored:
         assert (stored.mode, stored.size) == ("RGB", (256, 256))
         assert hashlib.sha256(stored.tobytes()).hexdigest() == CHECKSUMS["references"][name]
+
+
+def test_the_map_is_whole() -> None:
+    with Image.open(DATA / "relief" / "relief.jpg") as image:
+        assert (image.mode, image.size) == ("RGB", (5400, 2080))
+        assert hashlib.sha256(image.tobytes()).hexdigest() == CHECKSUMS["relief"]

@@ -13,7 +13,6 @@ def make(
     image_size: tuple[int, int] = (8, 8),
     image_channels: int = 3,
     *,
-    patch_size: int = 1,
     attention: tuple[int, ...] = (4,),
     resblock_updown: bool = False,
 ) -> UNet:
@@ -24,7 +23,6 @@ def make(
         num_res_blocks=1,
         num_head_channels=4,
         attention_resolutions=attention,
-        patch_size=patch_size,
         resblock_updown=resblock_updown,
     )
     network = UNet(config, image_size, image_channels).double().eval()
@@ -67,20 +65,11 @@ def test_other_sizes_than_the_training_size_run_with_the_same_attention() -> Non
     assert bool((x.grad[0, :, -1, -1] != 0).all())
 
 
-def test_patches_are_channels_of_a_network_without() -> None:
-    patched, inner = make((16, 16), 3, patch_size=2), make((8, 8), 12)
-    inner.load_state_dict(patched.state_dict())
-    x, t = images(2, 3, 16, 16), torch.tensor([3, 900])
-    expected = F.pixel_shuffle(inner(F.pixel_unshuffle(x, 2), t), 2)
-    torch.testing.assert_close(patched(x, t), expected, rtol=0, atol=1e-12)
-
-
-def test_learned_variance_follows_the_mean_also_in_patches() -> None:
-    config = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, patch_size=2, learn_sigma=True)
-    network = UNet(config, (8, 8))
+def test_learned_variance_follows_the_mean() -> None:
+    network = UNet(UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, learn_sigma=True), (8, 8))
     bias = network.out.bias
     assert isinstance(bias, nn.Parameter)
-    bias.data[:12], bias.data[12:] = 1.0, 2.0
+    bias.data[:3], bias.data[3:] = 1.0, 2.0
     with torch.no_grad():
         out = network(torch.rand(1, 3, 8, 8), torch.tensor([0]))
     mean, variance = out.chunk(2, 1)
@@ -108,17 +97,6 @@ def test_attention_is_at_the_named_levels_alone() -> None:
     decoder = [stage.attention is not None for stage in network.decoder if isinstance(stage, Stage)]
     assert encoder == [False, True, True, False, False, False, False, True, True]
     assert decoder == [True] * 3 + [False] * 3 + [True] * 3
-
-
-def test_attention_counts_patches() -> None:
-    config = UNetConfig(channels=8, channel_mult=(1, 1), num_res_blocks=1, patch_size=2, attention_resolutions=(8,))
-    network = UNet(config, (16, 16))
-    assert [stage.attention is not None for stage in network.encoder if isinstance(stage, Stage)] == [
-        False,
-        True,
-        False,
-        False,
-    ]
 
 
 def test_new_network_answers_zero() -> None:
@@ -155,56 +133,19 @@ def test_timestep_embedding() -> None:
     torch.testing.assert_close(embedding[1], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("size", "patch_size", "message"),
-    [
-        (
-            (30, 32),
-            1,
-            "data.image_size must be a multiple of 4 for 3 levels of model.channel_mult and model.patch_size=1: "
-            "got 30x32; give 32x32 or fewer levels",
-        ),
-        (
-            (32, 35),
-            2,
-            "data.image_size must be a multiple of 8 for 3 levels of model.channel_mult and model.patch_size=2: "
-            "got 32x35; give 32x32 or fewer levels",
-        ),
-        (
-            (1, 1),
-            1,
-            "data.image_size must be a multiple of 4 for 3 levels of model.channel_mult and model.patch_size=1: "
-            "got 1x1; give 4x4 or fewer levels",
-        ),
-    ],
-)
-def test_size_that_the_levels_do_not_divide(size: tuple[int, int], patch_size: int, message: str) -> None:
+@pytest.mark.parametrize(("size", "nearest"), [((30, 32), (32, 32)), ((32, 35), (32, 36)), ((1, 1), (4, 4))])
+def test_size_that_the_levels_do_not_divide(size: tuple[int, int], nearest: tuple[int, int]) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole text is compared
-        UNet(UNetConfig(channels=8, channel_mult=(1, 1, 1), patch_size=patch_size), size)
-    assert str(error.value) == message
+        UNet(UNetConfig(channels=8, channel_mult=(1, 1, 1)), size)
+    assert str(error.value) == (
+        "data.image_size must be a multiple of 4 for 3 levels of model.channel_mult: "
+        f"got {size[0]}x{size[1]}; give {nearest[0]}x{nearest[1]} or fewer levels"
+    )
 
 
 def test_heads_that_do_not_divide_the_channels() -> None:
     with pytest.raises(ValueError, match="must divide a level's 8 channels: got -1 and 3"):
         UNet(UNetConfig(channels=8, channel_mult=(1,), num_head_channels=-1, num_heads=3), (4, 4))
-
-
-def test_pixel_channels_go_with_patches() -> None:
-    with pytest.raises(ValueError, match=r"model\.pixel_channels goes with patches"):
-        UNetConfig(pixel_channels=8)
-    with pytest.raises(ValueError, match=r"model\.pixel_channels must be at least 0"):
-        UNetConfig(patch_size=2, pixel_channels=-1)
-
-
-@pytest.mark.parametrize("patch_size", [2, 4])
-def test_new_network_with_pixel_channels_says_nothing(patch_size: int) -> None:
-    config = UNetConfig(
-        channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), patch_size=patch_size,
-        pixel_channels=4, learn_sigma=True,
-    )  # fmt: skip
-    out = UNet(config, (16, 24), 1)(torch.randn(2, 1, 16, 24), torch.tensor([1, 2]))
-    assert out.shape == (2, 2, 16, 24)
-    assert not out.any()
 
 
 @pytest.mark.parametrize("side", [4, 32])

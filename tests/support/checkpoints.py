@@ -23,9 +23,7 @@ Module = TypeVar("Module", bound=nn.Module)
 # --- this project's own
 
 
-SMALL = UNetConfig(
-    channels=32, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=32, attention_resolutions=(8,), patch_size=1
-)
+SMALL = UNetConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=32, attention_resolutions=(8,))
 
 
 def own_content(**model: Any) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Grids during training."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -10,6 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
 from ilvr_lightning import ILVRGrid
+from ilvr_lightning.training.grid import is_due
 from tests.support.runs import TrainRun, assert_same_training
 
 
@@ -26,6 +29,38 @@ def test_grid_files(trained: Path, images: Path) -> None:
     low_pass, sample = (slice(44, 140), slice(120, 216)), (slice(44, 140), slice(218, 314))
     assert (grids[0][low_pass] == grids[1][low_pass]).all()
     assert (grids[0][sample] != grids[1][sample]).any()
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "steps"),
+    [
+        (0, 10, []),
+        (4, 10, [4, 8]),
+        ("auto", 10, list(range(1, 11))),
+        ("auto", 100, list(range(4, 101, 4))),
+        ("auto", math.inf, [1000, 2000]),
+    ],
+)
+def test_when_a_grid_is_due(every: Any, last: float, steps: list[int]) -> None:
+    assert [step for step in range(1, int(min(last, 2500)) + 1) if is_due(step, every, last)] == steps
+
+
+@pytest.mark.parametrize("last", [30, 31, 59, 500, 2652, 10_000, 123_457])
+def test_about_thirty_grids_the_last_one_at_the_end(last: int) -> None:
+    drawn = [step for step in range(1, last + 1) if is_due(step, "auto", last)]
+    assert 15 < len(drawn) <= 30 and drawn[-1] == last
+
+
+def test_grids_by_the_length_of_the_run(train_run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ilvr_lightning.training.grid.ABOUT", 3)
+    folder = train_run(
+        "by_length", "trainer.max_epochs=2", "grid.every_n_steps=auto", "trainer.accumulate_grad_batches=2"
+    )
+    assert [path.stem for path in sorted((folder / "grids").iterdir())] == [
+        "step_0000002",
+        "step_0000005",
+        "step_0000008",
+    ]
 
 
 def test_a_module_without_a_denoiser_is_refused_before_the_training(tmp_path: Path) -> None:

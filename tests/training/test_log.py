@@ -1,10 +1,13 @@
 """What a run logs."""
 
+import math
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.support.runs import events, last, scalars
+from ilvr_lightning.training.log import _end
+from tests.support.runs import TrainRun, events, last, scalars
 
 
 def test_tags(trained: Path) -> None:
@@ -18,6 +21,26 @@ def test_tags(trained: Path) -> None:
     text = log.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "batch_size: 4" in text
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(log.summary_metadata)
+
+
+def test_the_cost_is_said_after_twenty_steps(train_run: TrainRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """At each start, where it has so many steps."""
+    settings = ("data.batch_size=2", "trainer.accumulate_grad_batches=2")
+    cost = re.compile(
+        r"cost         [\d,]+\.\d images/s, \d+\.\d GB of memory; the (\d+) steps left take 0:00:\d\d h, "
+        r"until \d\d:\d\d, without validation, grids and calibration\n"
+    )
+    for steps, left in ((19, []), (25, []), (50, ["5"])):
+        capsys.readouterr()
+        train_run("cost", *settings, f"trainer.max_steps={steps}", *(["resume=auto"] if steps > 19 else []))
+        assert cost.findall(capsys.readouterr().out) == left
+    train_run("costs", *settings, "trainer.max_steps=20")
+    assert cost.findall(capsys.readouterr().out) == ["0"]
+
+
+def test_when_a_run_ends() -> None:
+    assert _end(math.inf, 1) == "the run has no last step"
+    assert "the 9,980 steps left take 1 day, 3:43:20 h, until 20" in _end(9980, 10)
 
 
 def test_logged_steps_and_values(trained: Path) -> None:

@@ -122,7 +122,6 @@ def test_fine_tuning_starts_from_the_average(trained: Path, train_run: TrainRun)
         ("learn_sigma", ["model.learn_sigma=true"], (3, 8, 8)),
         ("grey", ["data.channels=1"], (1, 8, 8)),
         ("wide", ["data.image_size=[8,12]"], (3, 8, 12)),
-        ("patches", ["model.patch_size=2"], (3, 8, 8)),
     ],
 )
 def test_other_trainings(name: str, overrides: list[str], shape: tuple[int, int, int], train_run: TrainRun) -> None:

@@ -1,5 +1,6 @@
 """A run that is resumed ends as one that was never stopped, to the bit."""
 
+import math
 import os
 import shutil
 import signal
@@ -71,6 +72,34 @@ def test_resume_takes_the_last_before_the_best(train_run: TrainRun, straight: Pa
     assert [last(folder, name)["global_step"] for name in ("best", "last")] == [8, 4]
     train_run("between", "trainer.max_epochs=3", "resume=auto")
     assert_same_training(folder, straight)
+
+
+def test_a_longer_run_stretches_the_decay(
+    train_run: TrainRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """decay_steps=auto is the last step; a resumed run with another number says so and follows it."""
+    settings = ("optim.decay_steps=auto", "optim.warmup_steps=0")
+    folder = train_run("stretched", *settings, "data.batch_size=2")
+    assert last(folder)["decay_steps"] == 9
+    capsys.readouterr()
+    train_run("stretched", *settings, "data.batch_size=2", "trainer.max_epochs=2", "resume=auto")
+    out = capsys.readouterr().out
+    assert out.count("note  ") == 1
+    assert "note         optim.decay_steps is now 18 and was 9 up to step 9: the learning rate follows" in out
+    assert last(folder)["decay_steps"] == 18
+    rates = [rate for _, rate in scalars(folder, "train/lr")]
+    assert rates[8] == pytest.approx(0) and rates[-1] == pytest.approx(0)
+    assert rates[9:17] == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 18)) / 2 for step in range(10, 18)])
+    capsys.readouterr()
+    train_run("stretched", *settings, "data.batch_size=2", "trainer.max_epochs=2", "resume=auto")
+    assert "decay_steps" not in capsys.readouterr().out
+
+
+def test_max_steps_on_the_command_line_replaces_the_epochs_of_the_config(train_run: TrainRun) -> None:
+    folder = train_run(
+        "by_steps", "trainer.max_steps=11", "optim.decay_steps=auto", "trainer.accumulate_grad_batches=2"
+    )
+    assert (last(folder)["global_step"], last(folder)["decay_steps"]) == (11, 11)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "gone"])

@@ -17,7 +17,6 @@ SETTINGS: dict[str, Any] = {
     "freq_shift": 0,
     "norm_num_groups": 32,
     "norm_eps": 1e-5,
-    "patch_size": 1,
 }
 """ADM's network has these settings of UNet, always."""
 
@@ -125,7 +124,7 @@ class ADM(Family):
         "rescale_timesteps": bool,
     }
     export_name = "adm"
-    writes = "a file for guided-diffusion and ilvr_adm (no patches, no v-prediction)"
+    writes = "a file for guided-diffusion and ilvr_adm (no v-prediction)"
 
     def recognises(self, state: StateDict) -> bool:
         return {"input_blocks.0.0.weight", "time_embed.0.weight"} <= state.tensors.keys()

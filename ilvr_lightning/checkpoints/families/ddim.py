@@ -20,7 +20,6 @@ HO_ET_AL: dict[str, Any] = {
     "freq_shift": 1,
     "norm_num_groups": 32,
     "norm_eps": 1e-6,
-    "patch_size": 1,
 }
 """Ho et al.'s network has these settings of UNet; most differ from ADM's, and no shape shows them."""
 

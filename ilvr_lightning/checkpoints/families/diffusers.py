@@ -115,7 +115,7 @@ class Diffusers(Family):
     loads = "a diffusers folder with a UNet2DModel"
     overridable: Mapping[str, type] = {"image_size": int, "noise_schedule": str, "diffusion_steps": int}
     export_name = "diffusers"
-    writes = "a folder for DDPMPipeline.from_pretrained (no patches, attention heads of one width)"
+    writes = "a folder for DDPMPipeline.from_pretrained (attention heads of one width)"
 
     def recognises(self, state: StateDict) -> bool:
         """By its names, or as another kind of model of diffusers, which is refused."""

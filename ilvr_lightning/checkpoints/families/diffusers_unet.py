@@ -98,7 +98,6 @@ def _model(settings: dict[str, Any], effects: dict[str, Any], height: int) -> UN
         freq_shift=settings["freq_shift"],
         norm_num_groups=settings["norm_num_groups"],
         norm_eps=settings["norm_eps"],
-        patch_size=1,
     )
 
 
@@ -120,9 +119,8 @@ def _effects(settings: dict[str, Any]) -> dict[str, Any]:
 def refuse_export(description: ModelDescription) -> None:
     """Raise a UserError for a network that UNet2DModel cannot be."""
     model = description.model
-    for name in ("patch_size", "timestep_scale"):
-        if getattr(model, name) != 1:
-            raise UserError(f"UNet2DModel has no model.{name}={getattr(model, name)}")
+    if model.timestep_scale != 1:
+        raise UserError(f"UNet2DModel has no model.timestep_scale={model.timestep_scale}")
     if model.channel_mult[0] != 1:  # it embeds the timestep in as many channels as its first level has
         raise UserError(f"in UNet2DModel model.channel_mult must begin with 1: it is {list(model.channel_mult)}")
     if any(model.channels * mult % model.norm_num_groups for mult in model.channel_mult):

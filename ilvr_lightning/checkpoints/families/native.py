@@ -105,7 +105,7 @@ def describe_metadata(text: str) -> ModelDescription:
         config_from_dict(config)
     return ModelDescription(
         kind=kind,
-        model=from_dict(UNetConfig, values["model"]),
+        model=from_dict(UNetConfig, values["model"], "model"),
         diffusion=from_dict(DiffusionConfig, values["diffusion"]),
         image_shape=(channels, height, width),
         clip=clip,
