@@ -226,3 +226,25 @@ def test_images_are_fitted_as_training_images_are(tmp_path: Path) -> None:
     images = open_images(str(tmp_path), (16, 16))
     assert images.pixels([0]).shape == (1, 16, 16, 3)
     assert (images.pixels([0]) == 255).all()  # over white
+
+
+def test_lpips_of_pairs_and_of_samples_of_one_source(
+    trained: Path, images: Path, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its network is not at hand: the mean difference of the 8-bit values that it would be given stands in."""
+
+    def stand_in(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert a.dtype == b.dtype == torch.uint8
+        assert a.shape[1:] == b.shape[1:] == (3, 8, 8)
+        return (a.double() - b.double()).abs().mean((1, 2, 3))
+
+    monkeypatch.setattr(module, "load_lpips", lambda device: stand_in)
+    out = tmp_path / "out"
+    sample_into(trained / "checkpoints" / "last.ckpt", out, "--ref", images / "00.png", "--factor", 2)
+    found = compare(out, images, "--image-size", 8, "--lpips")["columns"]["N=2"]
+    samples = [np.asarray(Image.open(out / f"00_N2_{k}.png")).astype(float) for k in range(4)]
+    pairs = [np.abs(a - b).mean() for k, a in enumerate(samples) for b in samples[:k]]
+    assert found["diversity, LPIPS"]["value"] == pytest.approx(np.mean(pairs))
+    (kept,) = (out / "references").iterdir()
+    source = np.asarray(Image.open(kept)).astype(float)
+    assert found["LPIPS"]["value"] == pytest.approx(np.mean([np.abs(a - source).mean() for a in samples]))
