@@ -34,7 +34,7 @@ PYTEST = $(PYTHON) -m pytest --numprocesses 2
 	touch $@
 
 ifdef SHORT
-TRAIN := trainer.max_steps=20
+TRAIN := trainer.max_steps=20 grid.every_n_steps=10
 SAMPLE := --preset draft
 endif
 

@@ -37,7 +37,7 @@ def sample(args: Arguments) -> int:
     denoiser = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override), say)
     shape = check_image_size(denoiser, args.image_size)
     plans = expand_sweep(args, denoiser, shape)  # every factor with every range
-    references = find_references(args.ref, shape, args.fit, args.mask)
+    references = find_references(args.ref, shape, args.fit, args.mask, value_range=denoiser.value_range)
     requests = SampleRequests.of_arguments(args, references, plans, denoiser.found.sha256)
     folder = SampleFolder(args.out, requests, overwrite=args.overwrite, trajectory=args.trajectory)
     loader = SampleLoader(requests, folder.missing(), args.batch_size)  # a second start continues the first
@@ -50,6 +50,7 @@ def sample(args: Arguments) -> int:
         if not trainer.is_global_zero:
             return 0
         missing = folder.write_index()  # metadata.jsonl makes the folder a data set of Hugging Face
+        say(f"gallery      {folder.gallery}")
         if skipped := len(requests.unusable):
             say(f"skipped      {skipped * requests.per_reference} images of {skipped} unusable references", sys.stderr)
         if missing:

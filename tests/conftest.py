@@ -1,7 +1,9 @@
 """What the tests share: a folder of small images, a config that trains in a second, a finished run."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 import train
+from tests.support.browser import Page, chromium
 from tests.support.runs import TINY_CONFIG, TrainRun
 
 torch.set_num_threads(1)  # networks this small are slower on more
@@ -51,3 +54,24 @@ def train_run(tiny_config: Path) -> TrainRun:
 def trained(train_run: TrainRun) -> Path:
     """The folder of a finished run: two epochs, a grid after each."""
     return train_run("trained", "trainer.max_epochs=2", "grid.every_n_epochs=1")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Page]:
+    """A page in Chromium. The test fails where it reports an error, opens a dialog, or asks for anything but files."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    page, faults = context.new_page(), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("dialog", lambda dialog: faults.append(dialog.message))
+    page.on("request", lambda asked: faults.extend([asked.url] * (not asked.url.startswith(("file:", "data:")))))
+    page.on("requestfailed", lambda asked: faults.append(f"{asked.url}: {asked.failure}"))
+    yield page
+    context.close()
+    assert faults == []

@@ -81,7 +81,7 @@ def test_script(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     code = code.replace("block_out_channels=(32, 32, 64, 64)", "block_out_channels=(32, 32, 32, 32)")
     exec(compile(code, script.name, "exec"), {"__name__": "__main__"})
     if "ILVRGrid" in code:
-        (grid,) = (tmp_path / "grids").iterdir()
+        (grid,) = (tmp_path / "grids").glob("*.png")
         assert grid.name == "step_0000002.png"
     if "TrainingLog" in code:
         (log,) = (tmp_path / "logs").glob("lightning_logs/*/events.out.tfevents.*")

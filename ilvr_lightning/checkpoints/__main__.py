@@ -97,18 +97,22 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) 
     """Replace the octave_gains of a denoiser by those that held-out images call for."""
     import torch
 
+    from ilvr_lightning.config.schema import DataConfig
     from ilvr_lightning.data.references import find_references
     from ilvr_lightning.diffusion.components import principal_components
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
-    references = find_references(given, loaded.image_shape, "crop", flag="--calibrate")[:MAX_CALIBRATION_IMAGES]
+    shape, values = loaded.image_shape, loaded.value_range
+    references = find_references(given, shape, flag="--calibrate", value_range=values)[:MAX_CALIBRATION_IMAGES]
     images = torch.stack([r.tensor for r in references])
     components = loaded.components
     if training:
-        train = find_references(training, loaded.image_shape, "crop", flag="--training-images")
+        train = find_references(training, shape, flag="--training-images", value_range=values)
         parts = (train[first : first + 64] for first in range(0, len(train), 64))
-        flip = (loaded.description.config or {}).get("data", {}).get("flip", False)
-        components = principal_components((torch.stack([r.tensor for r in part]) for part in parts), mirrored=flip)
+        trained_on = loaded.description.data or DataConfig(flip="none")
+        components = principal_components(
+            (torch.stack([r.tensor for r in part]) for part in parts), trained_on.mirrors, trained_on.rotate90
+        )
     print(f"calibrating  on {len(images)} images ...", flush=True)
     found = calibrate_presets(loaded.fastest(), images, components, clip=loaded.clip, say=print)
     loaded.description = replace(loaded.description, **vars(found))

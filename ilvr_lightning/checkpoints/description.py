@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ilvr_lightning.config.schema import MAX_SIDE, DiffusionConfig
+from ilvr_lightning.config.load import config_from_dict
+from ilvr_lightning.config.schema import MAX_SIDE, DataConfig, DiffusionConfig
 from ilvr_lightning.diffusion.plan import Gains
 from ilvr_lightning.errors import UserError, did_you_mean
 from ilvr_lightning.models.config import UNetConfig
@@ -45,6 +47,11 @@ class ModelDescription:
     octave_gains: dict[str, dict[int, Gains]] = field(default_factory=dict)
     """The calibrated gains by preset and factor: they give the octaves above the filter's frequencies the energy of
     real images."""
+
+    @functools.cached_property
+    def data(self) -> DataConfig | None:
+        """How the images that it was trained on were read, where the file says it."""
+        return None if self.config is None else config_from_dict(self.config).data
 
     @property
     def assumed_names(self) -> set[str]:

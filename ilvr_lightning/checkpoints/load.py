@@ -48,6 +48,12 @@ class LoadedDenoiser(Denoiser):
     found: "CheckpointInfo"
     """The checkpoint, without its weights."""
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """The values that were black and white in its training images, where these had more than 8 bits."""
+        data = self.description.data
+        return None if data is None else data.known_range
+
     def fastest(self) -> Denoiser:
         """The same where it is, its network in bfloat16 if that is faster there; this one stays as it is."""
         forward = fastest_copy(self.network, next(self.network.parameters()).device)

@@ -84,8 +84,23 @@ class DataConfig:
     """Size of the images in pixels: one number, or height and width."""
     channels: int = 3
     """3 for colour, 1 for greyscale."""
-    flip: bool = True
-    """Mirror each image left to right with probability 1/2."""
+    value_range: Literal["auto", "percentile"] | tuple[float | int, float | int] = "auto"
+    """The values that are black and white in files of more than 8 bits: [low, high]; auto finds out by a sample of the
+    images whether they have 8, 10, 12, 14 or 16 bits, or which range floats have; percentile takes the sample's 0.1 and
+    99.9 percentiles. 8-bit images are 0 to 255 always."""
+    pages: Literal["first", "all"] = "first"
+    """The pages of a TIFF that are images."""
+    scale: Literal["fit"] | float | int = "fit"
+    """How far pictures are shrunk before they are cropped: fit makes the shorter side that of the image; 2 halves the
+    height and the width, 1 leaves them."""
+    crop: Literal["center", "random", "tiles"] = "center"
+    """The part of the shrunk picture that is an image: its centre; another part each time, at random; or tiles, all
+    squares that it is cut into."""
+    flip: Literal["none", "horizontal", "both"] | bool = "horizontal"
+    """Mirror each image left to right with probability 1/2 (horizontal, or true), also top to bottom (both), or never
+    (none, or false)."""
+    rotate90: bool = False
+    """Turn each image by 0, 90, 180 or 270 degrees, with equal probability."""
     cache_mb: int = 1024
     """A data set that needs less than this (in MiB) is decoded once, into <trainer.default_root_dir>/.decoded."""
     num_workers: int | None = None
@@ -125,6 +140,27 @@ class DataConfig:
             f"data.streaming=true reads every row, whatever its class: leave out data.label (got {self.label!r}), or "
             "data.streaming",
         )
+        _check(
+            not self.streaming or self.pages == "first",
+            "data.streaming=true reads the first page of each image: leave out data.pages=all, or data.streaming",
+        )
+        _check(
+            not self.streaming or self.crop != "tiles",
+            "data.streaming=true has an image per row: give data.crop=random or center, or leave out data.streaming",
+        )
+        _check(
+            self.scale == "fit" or (math.isfinite(self.scale) and self.scale >= 1),
+            f"data.scale must be fit or a number from 1: got {self.scale}",
+        )
+        if (known := self.known_range) is not None:
+            _check(
+                all(map(math.isfinite, known)) and known[0] < known[1],
+                f"data.value_range must be two numbers, the lower one first: got {list(known)}",
+            )
+        _check(
+            not self.rotate90 or self.size[0] == self.size[1],
+            f"data.rotate90=true needs square images: got data.image_size={self.image_size}",
+        )
 
     def check_path(self) -> None:
         """Raise a UserError unless data.path is given; called before anything is opened."""
@@ -137,6 +173,16 @@ class DataConfig:
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps per epoch for this number of training images."""
         return max(1, (images if self.epoch_images is None else self.epoch_images) // self.batch_size)
+
+    @property
+    def known_range(self) -> tuple[float, float] | None:
+        """data.value_range where it is two numbers."""
+        return None if isinstance(self.value_range, str) else self.value_range
+
+    @property
+    def mirrors(self) -> str:
+        """data.flip by its name: none, horizontal or both."""
+        return self.flip if isinstance(self.flip, str) else "horizontal" if self.flip else "none"
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Augmentation: what each image of a training batch is changed by, from a seed of its own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,9 +20,19 @@ def training_seeds(seed: int, step: int, indices: Iterable[int]) -> list[int]:
     return [derive_seed(seed, "train", step, index) for index in indices]
 
 
-def augment(images: Tensor, seeds: list[int], config: DataConfig) -> Tensor:
-    """(B, C, H, W) images as the network is trained on them, each changed by what its seed says."""
-    if not config.flip:
-        return images
-    flip = torch.tensor([derive_seed(seed, "flip") % 2 == 1 for seed in seeds], device=images.device)
-    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+def augment(images: Tensor, seeds: Sequence[int], config: DataConfig) -> Tensor:
+    """The images (B, C, H, W), each mirrored and turned by its own seed, as data.flip and data.rotate90 say."""
+
+    def chosen(name: str, ways: int, way: int) -> Tensor:
+        drawn = [derive_seed(seed, name) % ways == way for seed in seeds]
+        return torch.tensor(drawn, device=images.device)[:, None, None, None]
+
+    if config.mirrors != "none":
+        images = torch.where(chosen("flip", 2, 1), images.flip(-1), images)
+    if config.mirrors == "both":
+        images = torch.where(chosen("flip vertically", 2, 1), images.flip(-2), images)
+    if config.rotate90:
+        turned = [images.rot90(quarters, (-2, -1)) for quarters in range(4)]
+        for quarters in (1, 2, 3):
+            images = torch.where(chosen("quarter turns", 4, quarters), turned[quarters], images)
+    return images

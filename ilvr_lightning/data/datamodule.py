@@ -14,18 +14,22 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ilvr_lightning.config.load import from_dict
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset
+from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import from_tensor
 from ilvr_lightning.data.order import ShuffledOrder, WindowedOrder, rank_share
 from ilvr_lightning.data.references import Reference, find_references
 from ilvr_lightning.data.shards import ParquetSource, open_shards
 from ilvr_lightning.data.sources import open_source
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
+from ilvr_lightning.data.survey import count_further_pages, find_range
+from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.signals import STATUS
 
 
-class TrainBatchSampler(DistributedSampler[list[int]]):
-    """The rows of this rank's micro-batches, from the current step on.
+class TrainBatchSampler(DistributedSampler[list[tuple[int, int]]]):
+    """The rows of this rank's micro-batches with the seeds of their crops, from the current step on.
 
     Like ValidationSampler it is a DistributedSampler in name alone, so that Lightning knows that ranks have shares
     already and does not divide them again.
@@ -43,12 +47,12 @@ class TrainBatchSampler(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         return self.steps * len(self.shares)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first = self.position()
         for step in range(first, first + self.steps):
-            rows = self.order.batch(step)
+            rows = self.order.batch(step).tolist()
             for share in self.shares:
-                yield rows[share.start : share.stop].tolist()
+                yield [(rows[index], derive_seed(self.order.seed, "train", step, index)) for index in share]
 
 
 class ValidationSampler(DistributedSampler[list[int]]):
@@ -91,7 +95,8 @@ class ImageDataModule(pl.LightningDataModule):
     that a resumed run sees the images that it would have seen.
 
     Args:
-        config: what to read and how; or give its fields as keyword arguments, or both to change some.
+        config: what to read and how; or give its fields as keyword arguments, or both to change some. `setup` replaces
+            its value_range by what it finds.
         seed: of the order, and of which images are held out.
         cache: folder for decoded images, which ranks and later runs share; without one they are decoded in memory.
         settings: fields of DataConfig.
@@ -118,8 +123,20 @@ class ImageDataModule(pl.LightningDataModule):
             return
         streaming = self.config.streaming
         train, validation = open_shards(self.config) if streaming else open_source(self.config, self.seed)
+        same_pictures = validation.part == "held out"
+        self._look([validation] if streaming else [train] if same_pictures else [train, validation])
         self.train = ImageDataset(train, self.config, self.cache, keep=not streaming)
-        self.validation = ImageDataset(validation, self.config, self.cache)
+        # What is held out is cut into tiles where training crops at random, so that each validation sees the same.
+        fixed = dataclasses.replace(self.config, crop="tiles", streaming=False)
+        self.validation = ImageDataset(validation, fixed if self.config.crop == "random" else self.config, self.cache)
+
+    def _look(self, images: Sequence[ImageSource]) -> None:
+        """Settle the range of values, and say what is left out."""
+        if self.config.known_range is None and (found := find_range(images, self.config)) is not None:
+            self.config = dataclasses.replace(self.config, value_range=found[0])
+            say(f"values       {found[1]}")
+        if self.config.pages == "first" and (further := sum(map(count_further_pages, images))):
+            say(f"pages        at least {further:,} pages of TIFFs are left out; data.pages=all takes them")
 
     @property
     def counts(self) -> str:
@@ -127,16 +144,20 @@ class ImageDataModule(pl.LightningDataModule):
         assert self.train is not None and self.validation is not None
         source = self.train.source
         streamed = f" (streamed from {len(source.files):,} Parquet shards)" if isinstance(source, ParquetSource) else ""
-        return f"{len(self.train):,} images to train on{streamed}, {len(self.validation):,} to validate on"
+        crops = {"center": "", "random": "random crops of ", "tiles": "tiles of "}[self.config.crop]
+        pictures = f"{len(source):,} picture{'s' * (len(source) != 1)}"
+        parts = f" ({crops}{pictures})" if crops and not streamed else ""
+        return f"{len(self.train):,} images to train on{streamed}{parts}, {len(self.validation):,} to validate on"
 
     def references(self, given: Sequence[str] = ()) -> list[Reference]:
         """Reference images for grids: those named, as `find_references` finds them, or the first four that validate."""
-        if given:
-            return list(find_references(given, (self.config.channels, *self.config.size), flag="grid.references"))
         self.setup()
+        if given:
+            shape, value_range = (self.config.channels, *self.config.size), self.config.known_range
+            return list(find_references(given, shape, flag="grid.references", value_range=value_range))
         assert self.validation is not None
-        rows = range(min(4, len(self.validation)))
-        return [Reference(name=f"validation_{i}", pixels=from_tensor(self.validation[i][0])) for i in rows]
+        images = (self.validation[row][0] for row in self.validation.some(4))
+        return [Reference(name=f"validation_{i}", pixels=from_tensor(image)) for i, image in enumerate(images)]
 
     @property
     def order(self) -> ShuffledOrder | WindowedOrder:
@@ -149,12 +170,12 @@ class ImageDataModule(pl.LightningDataModule):
         source = self.train.source
         if isinstance(source, ParquetSource):
             return stream_order(source, self.config, self.seed)
-        return ShuffledOrder(len(source), self.config.batch_size, self.seed)
+        return ShuffledOrder(len(self.train), self.config.batch_size, self.seed)
 
     def rows_of(self, step: int) -> list[int]:
         """The rows (B,) of a step's global batch, by their indices in it, as the training split counts them."""
         assert self.train is not None
-        return [self.train.source.split_rows[row] for row in self.order.batch(step).tolist()]
+        return [self.train.split_row(row) for row in self.order.batch(step).tolist()]
 
     def check_batch_size(self, trainer: pl.Trainer) -> int:
         """The number of micro-batches that a global batch is divided into: devices x nodes x accumulation.
@@ -178,7 +199,7 @@ class ImageDataModule(pl.LightningDataModule):
         assert self.train is not None and self.trainer is not None
         trainer, source, micro_batches = self.trainer, self.train.source, self.check_batch_size(self.trainer)
         shares = rank_share(self.config.batch_size, micro_batches, trainer.global_rank, trainer.world_size)
-        steps = self.config.steps_per_epoch(len(source))
+        steps = self.config.steps_per_epoch(len(self.train))
         position, order = (lambda: trainer.global_step), self.order
         if isinstance(order, ShuffledOrder):
             return self._loader(self.train, TrainBatchSampler(order, shares, position, steps))
@@ -191,7 +212,7 @@ class ImageDataModule(pl.LightningDataModule):
         batch_size = max(1, self.config.batch_size // world_size)
         return self._loader(self.validation, ValidationSampler(len(self.validation), batch_size, rank, world_size))
 
-    def _loader(self, images: ImageDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
+    def _loader(self, images: ImageDataset, sampler: DistributedSampler[Any]) -> DataLoader[Batch]:
         # A worker would be forked amid the threads of a stream.
         idle = self.config.streaming or (self.config.num_workers is None and images.decoded is not None)
         workers = 0 if idle else self._workers()

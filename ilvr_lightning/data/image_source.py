@@ -2,15 +2,15 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.images import BrokenImageError, Pixels, fit_image, read_image, to_pixels
+from ilvr_lightning.data.crops import Part, Size, reduce, reduced_size
+from ilvr_lightning.data.images import BrokenImageError, Pixels, image_size, read_image, to_pixels
+from ilvr_lightning.data.values import Encoded, Page
 from ilvr_lightning.errors import UserError
-
-Encoded = bytes | Path
-"""An encoded image, or the file that holds it."""
 
 
 class ImageSource:
@@ -22,39 +22,84 @@ class ImageSource:
         split_rows: the rows of the split that belong to the source, in order.
         fingerprint: equal for equal images, so that they are decoded once and kept in a file; None where that cannot be
             known.
+        pages: the page of each row's image; None takes the first of all.
+        part: what of each picture is used.
     """
 
     def __init__(
-        self, name: str, read: Callable[[int], Encoded], split_rows: Sequence[int], fingerprint: str | None = None
+        self,
+        name: str,
+        read: Callable[[int], bytes | Path],
+        split_rows: Sequence[int],
+        fingerprint: str | None = None,
+        pages: Sequence[int] | None = None,
+        part: Part = "whole",
     ) -> None:
         self.name, self.read, self.split_rows, self.fingerprint = name, read, split_rows, fingerprint
+        self.pages, self.part = pages, part
 
     def __len__(self) -> int:
         return len(self.split_rows)
 
     def image_bytes(self, row: int) -> Encoded:
-        """The encoded image of a row of the source, or the file that holds it."""
-        return self.read(self.split_rows[row])
+        """The encoded image of a row of the source, the file that holds it, or its page."""
+        content = self.read(self.split_rows[row])
+        return Page(content, self.pages[row]) if self.pages is not None and self.pages[row] else content
 
     def select(self, rows: Sequence[int]) -> "ImageSource":
         """Some of the source's rows, in the order given."""
+        return self.select_pages(rows, None if self.pages is None else [self.pages[row] for row in rows])
+
+    def select_pages(self, rows: Sequence[int], pages: Sequence[int] | None) -> "ImageSource":
+        """Some of the source's rows, and a page of each."""
         chosen = [self.split_rows[row] for row in rows]
-        fingerprint = self.fingerprint and hashlib.sha256(repr((self.fingerprint, chosen)).encode()).hexdigest()
-        return ImageSource(self.name, self.read, chosen, fingerprint)
+        what = (self.fingerprint, chosen) if pages is None else (self.fingerprint, chosen, pages)
+        fingerprint = self.fingerprint and hashlib.sha256(repr(what).encode()).hexdigest()
+        return ImageSource(self.name, self.read, chosen, fingerprint, pages, self.part)
+
+    def with_part(self, part: Part, validation_fraction: float) -> "ImageSource":
+        """A part of each picture; the fraction says where it is divided."""
+        fingerprint = self.fingerprint and f"{self.fingerprint}, {part} {validation_fraction}"
+        return ImageSource(self.name, self.read, self.split_rows, fingerprint, self.pages, part)
+
+    def size(self, row: int, config: DataConfig) -> Size:
+        """Height and width of the reduced picture that `decode` gives of a row; no pixel is decoded.
+
+        Raises:
+            BrokenImageError: the image cannot be read, as far as its beginning says it, or it is too small.
+        """
+        with self._naming(row):
+            return reduced_size(self.picture_size(row, config), config, self.part)
+
+    def picture_size(self, row: int, config: DataConfig) -> Size:
+        """Height and width of a row's picture before it is divided and reduced; no pixel is decoded.
+
+        Raises:
+            BrokenImageError: the image cannot be read, as far as its beginning says it.
+        """
+        width, height = image_size(self.image_bytes(row), draft=config.scale == "fit")
+        return height, width
 
     def decode(self, row: int, content: Encoded, config: DataConfig) -> Pixels:
-        """The image of a row, fitted: (H, W, C) 8-bit.
+        """The image of a row, or the reduced picture that images are cropped from: (H, W, C) 8-bit.
 
         Args:
             row: counted as the source counts; messages name it as the split counts.
             content: what image_bytes(row) gave.
-            config: size and channels.
+            config: size, channels, value range, scale and crop.
 
         Raises:
-            BrokenImageError: the image cannot be read.
+            BrokenImageError: the image cannot be read, or it is too small.
         """
+        with self._naming(row):
+            image = read_image(content, config.channels, config.known_range, draft=config.scale == "fit")
+            return to_pixels(reduce(image, config, self.part))
+
+    @contextmanager
+    def _naming(self, row: int) -> Iterator[None]:
+        """Have an error name the row."""
         try:
-            return to_pixels(fit_image(read_image(content, config.channels), config.size))
+            yield
         except BrokenImageError as error:
             raise BrokenImageError(f"row {self.split_rows[row]} of {self.name} is skipped: {error}") from None
 
@@ -64,9 +109,11 @@ class ImageSource:
         Raises:
             UserError: none can be read.
         """
+        reason = "it is empty"
         for row, content in candidates:
             try:
                 return self.decode(row, content, config), row
             except BrokenImageError as error:
-                warnings.warn(str(error), stacklevel=2)
-        raise UserError(f"data.path={config.path}: no image in it can be read")
+                reason = str(error)
+                warnings.warn(reason, stacklevel=2)
+        raise UserError(f"data.path={config.path}: no image in it can be read: {reason}")

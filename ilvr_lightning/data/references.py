@@ -14,6 +14,7 @@ from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.fitting import Reference, fit_reference, masks_of, to_mask, with_mask
 from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Fit, open_image
+from ilvr_lightning.data.values import Range
 from ilvr_lightning.errors import UserError
 
 __all__ = ["Place", "Reference", "References", "find_images", "find_places", "find_references", "masks_of"]
@@ -47,6 +48,7 @@ class References(Sequence[Reference]):
         channels: 3 or 1.
         fit: crop to the centre, or pad with white margins.
         masks: none, one for all references, or one for each.
+        value_range: what is black and white in files of more than 8 bits; None decides it by each file alone.
 
     Raises:
         UserError: the number of masks is another one, a name cannot be a file name, or a reference that is read at the
@@ -60,6 +62,7 @@ class References(Sequence[Reference]):
         channels: int = 3,
         fit: Fit = "crop",
         masks: Sequence[Path] = (),
+        value_range: Range | None = None,
     ) -> None:
         for place in places:
             _check_name(place.name)
@@ -68,6 +71,7 @@ class References(Sequence[Reference]):
                 f"--mask: got {len(masks)} masks for {len(places)} references; give one for all, or one for each"
             )
         self._places, self._size, self._channels, self._fit, self._masks = places, size, channels, fit, masks
+        self._value_range = value_range
         self._cached = functools.lru_cache(CACHE_SIZE)(self._read)
         self._cached_mask = functools.lru_cache(1)(_read_mask)
         self.all_validated = len(places) <= EAGER_LIMIT
@@ -111,7 +115,7 @@ class References(Sequence[Reference]):
         name, source, row = self._places[index]
         content = source.image_bytes(row)
         try:
-            with open_image(content) as image:
+            with open_image(content, self._value_range) as image:
                 reference = fit_reference(name, image, self._size, self._channels, self._fit)
         except BrokenImageError as error:
             where = f"row {source.split_rows[row]} of {source.name}: " if isinstance(content, bytes) else ""
@@ -169,7 +173,12 @@ DATASET_REFERENCE = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?
 
 
 def find_references(
-    given: Sequence[str], shape: tuple[int, int, int], fit: Fit = "crop", masks: Sequence[str] = (), flag: str = "--ref"
+    given: Sequence[str],
+    shape: tuple[int, int, int],
+    fit: Fit = "crop",
+    masks: Sequence[str] = (),
+    flag: str = "--ref",
+    value_range: Range | None = None,
 ) -> References:
     """References from files, folders and globs, or from a data set's split written DATASET:SPLIT[A:B].
 
@@ -179,13 +188,14 @@ def find_references(
         fit: crop to the centre, or pad with white margins.
         masks: one image for all references, or one for each in order.
         flag: the flag or key that they were given by, for messages.
+        value_range: what is black and white in files of more than 8 bits, as the model's training had it.
 
     Raises:
         UserError: a path does not exist, a file is not an image, or the number of masks is another one.
     """
     channels, height, width = shape
     mask_paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
-    return References(find_places(given, flag), (height, width), channels, fit, mask_paths)
+    return References(find_places(given, flag), (height, width), channels, fit, mask_paths, value_range)
 
 
 def find_places(given: Sequence[str], flag: str = "--ref") -> list[Place]:

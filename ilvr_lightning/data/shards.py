@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.image_source import Encoded, ImageSource
+from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.sources import (
     count_to_hold_out,
     explain_errors,
@@ -66,12 +66,12 @@ class ParquetSource(ImageSource):
         """The first so many rows."""
         return ParquetSource(self.files, self.sizes, self.groups, count, self.column, self.name)
 
-    def _read_range(self, first: int, end: int) -> Iterator[Encoded]:
+    def _read_range(self, first: int, end: int) -> Iterator[bytes | Path]:
         for shard, (start, count) in enumerate(zip(self.starts.tolist(), self.counts, strict=True)):
             if max(first, start) < min(end, start + count):
                 yield from self.read_shard(shard, max(first, start) - start, min(end, start + count) - start)
 
-    def read_shard(self, shard: int, first: int, end: int) -> Iterator[Encoded]:
+    def read_shard(self, shard: int, first: int, end: int) -> Iterator[bytes | Path]:
         """Rows of a shard in order.
 
         Args:

@@ -4,17 +4,20 @@ import functools
 import glob
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ilvr_lightning.config.schema import DataConfig
-from ilvr_lightning.data.image_source import Encoded, ImageSource
-from ilvr_lightning.data.images import SUFFIXES
+from ilvr_lightning.data.crops import held_out_strip
+from ilvr_lightning.data.image_source import ImageSource
+from ilvr_lightning.data.images import SUFFIXES, BrokenImageError
+from ilvr_lightning.data.survey import with_pages
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError, first_line
 
@@ -23,6 +26,8 @@ VALIDATION_NAMES = ("validation", "valid", "val", "test")
 
 TABLES = (".parquet", ".arrow")
 """Files with these endings hold rows of a data set."""
+
+ImageFolder.EXTENSIONS = sorted({*ImageFolder.EXTENSIONS, *SUFFIXES})  # arrays of NumPy are images here, too
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 """A data set on the Hub is called NAME or OWNER/NAME."""
@@ -113,12 +118,34 @@ def open_source(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource
         UserError: the data set cannot be opened, has no such split, column or class, or too few images.
     """
     splits, name = _open_splits(config)
-    train = _as_source(splits, config.split, config)
+    train = with_pages(_as_source(splits, config.split, config), config)
     if name is not None:
-        return train, _as_source(splits, name, config)
+        return train, with_pages(_as_source(splits, name, config), config)
+    if (
+        config.crop != "center"
+        and len(train) * 2 * config.validation_fraction < 1
+        and (parts := _divide(train, config))
+    ):
+        return parts
     count = count_to_hold_out(len(train), config)
     order = np.random.default_rng(derive_seed(seed, "held out")).permutation(len(train))
     return train.select(sorted(order[count:].tolist())), train.select(sorted(order[:count].tolist()))
+
+
+def _divide(train: ImageSource, config: DataConfig) -> tuple[ImageSource, ImageSource] | None:
+    """The pictures without their held-out strips, and the strips; None if all pictures are too small for that.
+
+    A whole picture of so few would be more than twice data.validation_fraction of the images.
+    """
+    divided = []
+    for row in range(len(train)):
+        with suppress(BrokenImageError):
+            if held_out_strip(train.picture_size(row, config), config) is not None:
+                divided.append(row)
+    if not divided:
+        return None
+    fraction = config.validation_fraction
+    return train.with_part("training", fraction), train.select(divided).with_part("held out", fraction)
 
 
 def open_split(config: DataConfig) -> ImageSource:
@@ -165,11 +192,11 @@ def dataset_source(dataset: Any, config: DataConfig, split: str) -> ImageSource:
     return source if config.label is None else source.select(_rows_with_label(dataset, config.label, config.path))
 
 
-def _read_cell(images: Any, column: str, row: int) -> Encoded:
+def _read_cell(images: Any, column: str, row: int) -> bytes | Path:
     return image_bytes_of(images[row][column])
 
 
-def image_bytes_of(value: Any) -> Encoded:
+def image_bytes_of(value: Any) -> bytes | Path:
     """The encoded image that a cell of an image column holds, or the file that it names."""
     if isinstance(value, bytes):
         return value
@@ -226,7 +253,15 @@ def count_to_hold_out(count: int, config: DataConfig) -> int:
         UserError: there are fewer than two.
     """
     if count < 2:
-        raise UserError(f"data.path={config.path} holds {count} image; at least 2 are needed, one to validate on")
+        instead = ", or one that is large with data.crop=random"
+        if config.crop != "center":
+            instead = (
+                f"; shrunk by data.scale={config.scale}, it is too small to hold out a strip: give a smaller scale "
+                "(1 shrinks nothing), or more images"
+            )
+        raise UserError(
+            f"data.path={config.path} holds {count} image; at least 2 are needed, one to validate on{instead}"
+        )
     return max(1, min(count - 1, round(config.validation_fraction * count)))
 
 

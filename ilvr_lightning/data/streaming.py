@@ -7,15 +7,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import islice
+from pathlib import Path
 
 import torch
 
 from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.crops import random_window
 from ilvr_lightning.data.dataset import Batch, Sample, collate
-from ilvr_lightning.data.image_source import Encoded
 from ilvr_lightning.data.images import to_tensor
 from ilvr_lightning.data.order import Window, WindowedOrder
 from ilvr_lightning.data.shards import ParquetSource
+from ilvr_lightning.diffusion.noise import derive_seed
 
 MAX_LANES = 32
 """A pass is read in up to so many parts side by side, each of which has a thread and an open file."""
@@ -23,7 +25,7 @@ MAX_LANES = 32
 PREFETCH_BATCHES = 2
 """So many micro-batches are decoded while one is trained on."""
 
-Windows = dict[Window, Future[list[Encoded]]]
+Windows = dict[Window, Future[list[bytes | Path]]]
 """The encoded images of windows, or the reading of them."""
 
 
@@ -70,19 +72,23 @@ class StreamBatches:
             for step in range(first, first + self.steps):
                 reader.advance_to(step)
                 for share in self.shares:
-                    served = [self.order.window_at(step, index) for index in share]
-                    waiting.append([pool.submit(self._decode, self._windows[w], w, at) for w, at in served])
+                    waiting.append([pool.submit(self._decode, *self._served(step, index)) for index in share])
                     if len(waiting) > PREFETCH_BATCHES:
                         yield _batch_of(waiting.popleft())
             while waiting:
                 yield _batch_of(waiting.popleft())
 
-    def _decode(self, read: Future[list[Encoded]], window: Window, position: int) -> Sample:
+    def _served(self, step: int, index: int) -> tuple[Future[list[bytes | Path]], Window, int, int]:
+        """What an index of a step's batch is decoded from: the images of a window, which one, and the crop's seed."""
+        window, position = self.order.window_at(step, index)
+        return self._windows[window], window, position, derive_seed(self.order.seed, "train", step, index)
+
+    def _decode(self, read: Future[list[bytes | Path]], window: Window, position: int, seed: int) -> Sample:
         images = read.result()
         positions = (*range(position, len(images)), *range(position))
         candidates = ((self.order.row(window, other), images[other]) for other in positions)
         pixels, row = self.shards.decode_first(candidates, self.config)
-        return to_tensor(pixels), row
+        return to_tensor(random_window(pixels, self.config, seed)), row
 
 
 def _batch_of(samples: Sequence[Future[Sample]]) -> Batch:
@@ -133,10 +139,10 @@ class _LaneReader:
         self.shards, self.order = shards, order
         self.closed = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")
-        self._images: Generator[Encoded] | None = None
+        self._images: Generator[bytes | Path] | None = None
         self._next: Window | None = None
 
-    def request(self, window: Window) -> Future[list[Encoded]]:
+    def request(self, window: Window) -> Future[list[bytes | Path]]:
         """The images of a window, once the windows before it are read."""
         return self._thread.submit(self._read, window)
 
@@ -147,7 +153,7 @@ class _LaneReader:
         if self._images is not None:
             self._images.close()
 
-    def _read(self, window: Window) -> list[Encoded]:
+    def _read(self, window: Window) -> list[bytes | Path]:
         if self._images is None or window != self._next:
             self._images = self._images_from(window)
         first, end = self.order.span(window)
@@ -159,6 +165,6 @@ class _LaneReader:
         self._next = window._replace(number=window.number + 1)
         return images
 
-    def _images_from(self, window: Window) -> Generator[Encoded]:
+    def _images_from(self, window: Window) -> Generator[bytes | Path]:
         for shard, first, end in self.order.lane_from(window):
             yield from self.shards.read_shard(shard, first, end)

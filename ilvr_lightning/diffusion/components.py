@@ -73,23 +73,20 @@ class Components:
         return cls(vectors, variances, residual, (size[0], size[1]))
 
 
-def principal_components(batches: Iterable[Tensor], mirrored: bool = False) -> Components:
+def principal_components(batches: Iterable[Tensor], flip: str = "none", rotate90: bool = False) -> Components:
     """The leading components of images, at most COMPONENTS of them.
 
     Args:
         batches: (B, C, H, W) each, at least three images in all; of each only the lowest frequencies are kept.
-        mirrored: whether their mirror images count, too.
+        flip: whether their mirror images count, too, as data.flip names it: none, horizontal or both.
+        rotate90: whether they count turned by quarters, too; they are square then.
     """
     parts, size = [], (0, 0)
     for images in batches:
         size = images.shape[2], images.shape[3]
         rows, columns = (cast_like(dct_basis(side)[:COMPONENT_SIDE], images) for side in size)
         parts.append(rows @ images @ columns.mT)
-    coefficients = torch.cat(parts)
-    if mirrored:
-        signs = torch.ones(coefficients.shape[-1]).to(coefficients)
-        signs[1::2] = -1
-        coefficients = torch.cat([coefficients, coefficients * signs])
+    coefficients = torch.cat(_views(torch.cat(parts), flip, rotate90))
     flat = (coefficients - coefficients.mean(0)).flatten(1).cpu()
     total = float(flat.double().square().sum()) / len(flat)
     count = min(COMPONENTS, len(flat) - 1, flat.shape[1] - 1)
@@ -102,6 +99,26 @@ def principal_components(batches: Iterable[Tensor], mirrored: bool = False) -> C
         vectors[:, :count].mT.reshape(count, *coefficients.shape[1:]).contiguous().float(),
         variances, min(max(rest, MIN_VARIANCE), float(variances[-1])), size,
     )  # fmt: skip
+
+
+def _views(coefficients: Tensor, flip: str, rotate90: bool) -> list[Tensor]:
+    """The DCT coefficients (B, C, h, w) of images and of their mirrored and turned versions, all that a training draws.
+
+    A mirror changes the sign of every odd frequency of its axis; a quarter turn is a transposition and a mirror.
+    """
+    signs = [torch.ones(side).to(coefficients) for side in coefficients.shape[-2:]]
+    for each in signs:
+        each[1::2] = -1
+    upside_down, mirrored = signs[0][:, None], signs[1]
+    views = [coefficients]
+    if rotate90:
+        turned = coefficients.mT
+        views += [coefficients * upside_down * mirrored, turned * upside_down, turned * mirrored]
+    if flip != "none":
+        views += [view * mirrored for view in views]
+    if flip == "both" and not rotate90:  # with quarter turns these are among them
+        views += [view * upside_down for view in views]
+    return views
 
 
 class HighBandCorrection:

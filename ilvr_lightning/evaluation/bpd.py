@@ -33,7 +33,7 @@ def bpd(args: argparse.Namespace) -> int:
         raise UserError(f"--levels must be from 2 to {MOST_LEVELS}: got {args.levels}")
     denoiser = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override), say)
     channels, height, width = denoiser.image_shape
-    images = open_images(args.data, (height, width), "--data")
+    images = open_images(args.data, (height, width), "--data", denoiser.value_range)
     device = device_of(args.device)
     denoiser.network.to(device)
 

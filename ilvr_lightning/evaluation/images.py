@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ilvr_lightning.data.images import Pixels, fit_image, read_image, to_pixels
+from ilvr_lightning.data.images import BrokenImageError, Pixels, fit_image, read_image, to_pixels
 from ilvr_lightning.data.references import Place, find_places
+from ilvr_lightning.data.values import Range
 from ilvr_lightning.errors import UserError, first_line
-from ilvr_lightning.sampling.folder import INDEX, listed_images
+from ilvr_lightning.sampling.index import listed_images
 
 MIN_SIDE = 8
 """Images of a smaller side are refused: they have too few octaves."""
@@ -89,7 +90,9 @@ class Samples:
         return Samples(images=self.images.select(rows, name), entries=entries)
 
 
-def open_images(given: str, size: tuple[int, int] | None = None, what: str = "") -> ImageSet:
+def open_images(
+    given: str, size: tuple[int, int] | None = None, what: str = "", value_range: Range | None = None
+) -> ImageSet:
     """A set of images: a folder, files, DATASET:SPLIT[A:B], or an npz file whose arr_0 is (N, H, W, 3) of 8 bits.
 
     A folder of sample.py holds what its index lists, without the references and grids in it.
@@ -98,6 +101,7 @@ def open_images(given: str, size: tuple[int, int] | None = None, what: str = "")
         given: where they are.
         size: height and width that each is fitted to as training images are; None takes them as they are.
         what: the argument that named them, for messages.
+        value_range: what is black and white in files of more than 8 bits; None decides it by each file alone.
 
     Raises:
         UserError: there is nothing of the kind, or it holds no images of 8 bits.
@@ -108,7 +112,7 @@ def open_images(given: str, size: tuple[int, int] | None = None, what: str = "")
         names, load = [str(i) for i in range(len(array))], array.__getitem__
     else:
         places = find_places([str(entry.file) for entry in _index(Path(given))] or [given], what or "images")
-        names, load = [place.name for place in places], lambda row: _read_place(places[row])
+        names, load = [place.name for place in places], lambda row: _read_place(places[row], value_range)
     if size is not None:
         load = functools.partial(_fitted, load, size)
     height, width = size or load(0).shape[:2]
@@ -121,8 +125,11 @@ def _fitted(load: Callable[[int], Pixels], size: tuple[int, int], row: int) -> P
     return to_pixels(fit_image(Image.fromarray(load(row)), size))
 
 
-def _read_place(place: Place) -> Pixels:
-    return to_pixels(read_image(place.source.image_bytes(place.row)))
+def _read_place(place: Place, value_range: Range | None) -> Pixels:
+    try:
+        return to_pixels(read_image(place.source.image_bytes(place.row), value_range=value_range))
+    except BrokenImageError as error:
+        raise BrokenImageError(f"{place.name}: {error}") from None
 
 
 def _read_npz(path: str) -> Pixels:
@@ -146,11 +153,10 @@ def _read_npz(path: str) -> Pixels:
 def _index(folder: Path) -> list[Entry]:
     """The entries of the index of a folder that sample.py wrote; none for other folders."""
     found = []
-    for name, line in listed_images(folder / INDEX):
-        values = json.loads(line)
+    for values in listed_images(folder):
         sha256 = (json.loads(values["recipe"]) or {}).get("reference_sha256")
         setting = (values["factor"], values["condition_from"], values["condition_to"])
-        found.append(Entry(folder / name, values["reference"], str(sha256), values["sample"], setting))
+        found.append(Entry(folder / values["file_name"], values["reference"], str(sha256), values["sample"], setting))
     return [entry for entry in found if entry.file.is_file()]
 
 

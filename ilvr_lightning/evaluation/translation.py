@@ -12,7 +12,7 @@ import torch
 
 from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.checkpoints.find import find_checkpoint
-from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.images import Pixels, read_image, to_pixels
 from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.plan import as_tuple
@@ -60,11 +60,12 @@ def translation(args: argparse.Namespace) -> int:
     extractors = load_features(args.features, args.device)  # what may be missing is known before hours of sampling
     lpips = load_lpips(args.device) if args.lpips else None
     open_images(args.targets, None, "--targets")
-    folder = _sampled(asked)
+    denoiser = load_denoiser(find_checkpoint(asked.ckpt), asked.weights, dict(asked.override), say)
+    folder = _sampled(asked, denoiser)
     if folder is None:
         return 0
     sources = _sources(folder.requests)
-    target_set = open_images(args.targets, sources.size, "--targets")
+    target_set = open_images(args.targets, sources.size, "--targets", denoiser.value_range)
     targets = describe(target_set, extractors)
     distances = [extractor.distances[0] for extractor in extractors]
     rows: dict[str, dict[str, Figure]] = {}
@@ -147,16 +148,15 @@ def _plot(folder: SampleFolder, rows: Mapping[str, Mapping[str, Figure]], distan
     say(f"plot         {file}")
 
 
-def _sampled(args: Arguments) -> SampleFolder | None:
+def _sampled(args: Arguments, denoiser: LoadedDenoiser) -> SampleFolder | None:
     """What sample.py makes of these flags, without grids; None on ranks other than the first.
 
     Raises:
         UserError: as sample.py, or images are missing at the end.
     """
-    denoiser = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override), say)
     shape = check_image_size(denoiser, args.image_size)
     plans = expand_sweep(args, denoiser, shape)
-    references = find_references(args.ref, shape, args.fit, args.mask, "--sources")
+    references = find_references(args.ref, shape, args.fit, args.mask, "--sources", denoiser.value_range)
     requests = SampleRequests.of_arguments(args, references, plans, denoiser.found.sha256)
     folder = SampleFolder(args.out, requests, overwrite=args.overwrite)
     loader, stop = SampleLoader(requests, folder.missing(), args.batch_size), StopOnSignal()

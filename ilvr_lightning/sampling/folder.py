@@ -16,18 +16,14 @@ from ilvr_lightning.atomic import check_writable, remove_partials, write_atomica
 from ilvr_lightning.data.images import BrokenImageError, Pixels, read_image, to_image
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.sampling.gallery import save_low_pass, write_gallery
+from ilvr_lightning.sampling.index import INDEX, listed_images
 from ilvr_lightning.sampling.recipe import digest, identity, read_values
 from ilvr_lightning.sampling.requests import SampleRequest, SampleRequests
+from ilvr_lightning.visual.pages import PAGE
 
 Indices = NDArray[np.int64]
 """Positions in a run, ascending."""
-INDEX = "metadata.jsonl"
-"""The index's name, which the imagefolder of Hugging Face's datasets looks for."""
-COLUMNS = {
-    "file_name": str, "reference": str, "seed": int, "sample": int, "factor": int, "condition_from": int,
-    "condition_to": int, "recipe": str,
-}  # fmt: skip
-"""The columns of the index, each of one type. An unconditional image has an empty reference, factor 0 and range 0:0."""
 PER_SUBFOLDER = 1000
 """The number of samples of one name in a folder."""
 
@@ -57,6 +53,8 @@ class SampleFolder:
         check_writable(self.path, "--out")
         self.written: Indices = np.arange(0)
         """The images of the run that the index lists."""
+        self.gallery = self.path / PAGE
+        """The page that shows them."""
         self._hashed = bytearray(len(requests))  # whether the plain name of each image is taken
         ranges = {(plan.condition_from, plan.condition_to) for plan in requests.plans}
         self._settings = [
@@ -123,11 +121,13 @@ class SampleFolder:
 
     def remove_partials(self) -> None:
         """Remove what killed writers left. No other process may write into the folder meanwhile."""
-        for folder in (self.path, self.path / "references", *self.path.glob("[0-9]" * 5)):
+        for folder in (self.path, self.path / "references", self.path / "low_pass", *self.path.glob("[0-9]" * 5)):
             remove_partials(folder, recursive=False)
 
     def write_index(self) -> int:
         """Write metadata.jsonl: the images of this run in order, then those of other runs that are still there.
+
+        Then write index.html, which shows them, and the low-pass images for it where the references are few.
 
         Returns:
             How many images of this run are missing, without those whose reference cannot be used.
@@ -146,14 +146,20 @@ class SampleFolder:
                     written.append(index)
                     names.append(hash(name))
                 known = np.sort(np.array(names, np.int64))
-                for name, line in listed_images(self.path / INDEX):
+                for entry in listed_images(self.path):
+                    name = entry["file_name"]
                     i = int(np.searchsorted(known, hash(name)))
                     is_own = i < len(known) and known[i] == hash(name)
                     if not is_own and read_values(self.path / name) is not None:
-                        lines.write(line)
+                        lines.write(json.dumps(entry) + "\n")
 
         write_atomically(self.path / INDEX, write, durable=True)
         self.written = np.array(written, np.int64)
+        if self.requests.references_are_few:
+            for reference in self.requests.references:
+                for plan in self.requests.plans:
+                    save_low_pass(reference, plan, self.path)
+        self.gallery = write_gallery(self.path)
         return len(missing)
 
     def _looked_up(self) -> Iterator[tuple[int, Path, dict[str, Any] | None]]:
@@ -230,24 +236,6 @@ def save_reference(reference: Reference, folder: Path) -> None:
         if pixels is not None and not path.exists():
             folder.mkdir(exist_ok=True)
             write_atomically(path, functools.partial(to_image(pixels).save, format="PNG"))
-
-
-def listed_images(index: Path) -> Iterator[tuple[str, str]]:
-    """(file name, line) of each image that an index lists, once; not what lies outside the folder or lacks a column."""
-    if not index.is_file():
-        return
-    listed: set[int] = set()
-    with open(index, errors="replace") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in COLUMNS.items()):
-                name = entry["file_name"]
-                if hash(name) not in listed and not {"", ".", ".."} & set(name.split("/")):
-                    listed.add(hash(name))
-                    yield name, json.dumps(entry) + "\n"
 
 
 def _is_broken(path: Path) -> bool:

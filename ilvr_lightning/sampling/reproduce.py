@@ -61,7 +61,7 @@ def reproduce(args: Arguments) -> int:
         )
     shape = check_image_size(denoiser, (old.shape[0], old.shape[1]))
     plan = check_plan(recipe.plan, denoiser, shape, follows=recipe.reference_sha256 is not None)
-    reference = _find_reference(recipe, source, args, shape)
+    reference = _find_reference(recipe, source, args, denoiser, shape)
     target = _target(source, Path(args.out), args.overwrite)
 
     request = SampleRequest(recipe=replace(recipe, plan=plan), reference=reference)
@@ -131,7 +131,9 @@ def _find_checkpoint(recipe: Recipe, source: Path, given: str | None) -> Path:
     )
 
 
-def _find_reference(recipe: Recipe, source: Path, args: Arguments, shape: tuple[int, int, int]) -> Reference | None:
+def _find_reference(
+    recipe: Recipe, source: Path, args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, int, int]
+) -> Reference | None:
     """The reference with its mask: the copies that sample.py kept beside the image, or what --ref and --mask give."""
     if recipe.reference_sha256 is None:
         return None
@@ -141,7 +143,7 @@ def _find_reference(recipe: Recipe, source: Path, args: Arguments, shape: tuple[
     masks = [path for folder in folders if (path := folder / f"{recipe.mask_sha256}.png").is_file()]
     candidates = list(find_references([str(path) for path in kept], shape, "crop"))
     if args.ref:
-        candidates += find_references(args.ref, shape, args.fit, args.mask)
+        candidates += find_references(args.ref, shape, args.fit, args.mask, value_range=denoiser.value_range)
     candidates = [r for r in candidates if r.sha256 == recipe.reference_sha256]
     masked = [replace(r, mask=to_pixels(read_image(mask, 1))) for r in candidates for mask in masks]
     for reference in [*candidates, *masked]:

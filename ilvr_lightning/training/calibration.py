@@ -66,7 +66,7 @@ class Calibration(Callback):
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         held_out = data.validation
         assert held_out is not None
-        images = torch.stack([held_out[i][0] for i in range(min(self.images, len(held_out)))])
+        images = torch.stack([held_out[i][0] for i in held_out.some(self.images)])
         batch_size = sampling_batch_size(trainer, pl_module.config.data.batch_size, 64)
         say(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images")
         try:
@@ -92,8 +92,12 @@ def _components(data: ImageDataModule) -> Components | None:
     """The principal components of the training images; None of fewer than MIN_IMAGES."""
     images = data.train
     assert images is not None
-    count = min(len(images), STREAMED_IMAGES if data.config.streaming else MAX_IMAGES)
+    flip, rotate90 = data.config.mirrors, data.config.rotate90
+    # Of images that are turned or mirrored in four or eight ways fewer tell as much, in the same memory.
+    limit = MAX_IMAGES // (4 if rotate90 else 2 if flip == "both" else 1)
+    count = min(len(images), STREAMED_IMAGES if data.config.streaming else limit)
     if count < MIN_IMAGES:
         return None
-    parts = (range(first, min(first + 64, count)) for first in range(0, count, 64))
-    return principal_components((torch.stack([images[i][0] for i in part]) for part in parts), data.config.flip)
+    chosen = images.some(count)
+    parts = (chosen[first : first + 64] for first in range(0, count, 64))
+    return principal_components((torch.stack([images[i][0] for i in part]) for part in parts), flip, rotate90)

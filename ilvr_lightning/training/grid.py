@@ -27,6 +27,7 @@ from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.runtime.signals import is_optimizer_step, last_step
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
 from ilvr_lightning.visual.grids import Column, GridSource, draw_grid, reference_columns
+from ilvr_lightning.visual.pages import write_grid_page
 
 MAX_BATCH = 32
 """The most images that a rank samples at once for a grid."""
@@ -63,14 +64,14 @@ class ILVRGrid(Callback):
 
     It works in any Trainer with any LightningModule that has a `denoiser` and a `schedule` (see Steerable). It samples
     with the average of the weights where EMA is among the callbacks, with the same noise each time, and shares the work
-    over the ranks. A grid goes into a PNG and to TensorBoard.
+    over the ranks. A grid goes into a PNG and to TensorBoard; index.html beside the PNGs shows them all.
 
     Args:
         references: References, or images (B, C, H, W) in [-1, 1]; without any, no grid is drawn.
         plan: the sampling settings; by default those of the preset "fast".
         factors: low-pass factors N; each has a group of columns.
         samples: samples per reference and factor.
-        folder: where the PNGs go.
+        folder: where the PNGs and index.html go.
         seed: of the noise.
         every_n_epochs: epochs between grids; 0 draws none at the end of epochs.
         every_n_steps: steps between grids; 0 draws none within epochs, and "auto" about 30 in the whole run, the last
@@ -228,6 +229,7 @@ class ILVRGrid(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:07d}.png"
         write_atomically(path, functools.partial(image.save, format="PNG"), durable=True)
+        write_grid_page(self.folder)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]

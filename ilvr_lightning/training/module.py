@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ilvr_lightning.config.load import config_from_dict, from_dict
-from ilvr_lightning.config.schema import Config, OptimConfig
+from ilvr_lightning.config.schema import Config, DataConfig, OptimConfig
 from ilvr_lightning.data.augment import augment, training_seeds
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.loss import training_losses
@@ -29,7 +29,7 @@ Batch = dict[str, Tensor]
 class DDPM(pl.LightningModule):
     """Trains a denoiser on batch["image"] (B, C, H, W) in [-1, 1] (Ho et al. 2020, algorithm 1).
 
-    Timesteps, noise and flips are derived from (seed, global step, index in the global batch), so that neither the
+    Timesteps, noise, flips and turns are derived from (seed, step, index in the global batch), so that neither the
     number of devices nor a resumed run changes them.
 
     Args:
@@ -82,6 +82,15 @@ class DDPM(pl.LightningModule):
         use_channels_last(self.network, device)
         if should_compile(self.config.compile, device):
             self._compiled = CompiledForward(self.network)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the range of values that the data module found, with which references are read, and decay_steps."""
+        checkpoint["decay_steps"] = self._decay_steps
+        data = getattr(getattr(self.trainer, "datamodule", None), "config", None)
+        if isinstance(data, DataConfig):
+            config = checkpoint["hyper_parameters"]["config"]
+            found = {**config, "data": {**config["data"], "value_range": data.value_range}}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "config": found}
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
@@ -233,9 +242,6 @@ class DDPM(pl.LightningModule):
         resolved = replace(optim, decay_steps=decay)
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, resolved))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["decay_steps"] = self._decay_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         config = checkpoint["hyper_parameters"]["config"]  # of the run as it was

@@ -30,6 +30,7 @@ from ilvr_lightning.runtime.hardware import training_precision
 from ilvr_lightning.training.checkpointing import AtomicCheckpointIO
 from ilvr_lightning.training.log import RunLogger
 from ilvr_lightning.training.module import DDPM
+from ilvr_lightning.visual.pages import PAGE
 
 RESUME_VARIABLE = "ILVR_RESUME"
 """Tells the ranks that Lightning launches which checkpoint the first rank has chosen."""
@@ -40,7 +41,7 @@ class RunFolder:
     """<trainer.default_root_dir>/<name>/<run.name>/{config.yaml, checkpoints, grids, events...}."""
 
     config: Config
-    """As asked for, with trainer.precision filled in."""
+    """As asked for, with trainer.precision filled in, and data.value_range as a resumed run found it."""
     folder: Path
     resume_from: Path | None
     """The checkpoint to resume, or None."""
@@ -59,7 +60,7 @@ class RunFolder:
         if checkpoint is not None:
             say(f"resume       {checkpoint}, step {step}")
         run = cls(
-            config=_with_precision(config, before),
+            config=_with_range(_with_precision(config, before), before),
             folder=_folder_of(config, checkpoint),
             resume_from=checkpoint,
             resumed_step=step,
@@ -130,13 +131,22 @@ class RunFolder:
             raise
 
     def summary(self, trainer: pl.Trainer) -> str:
-        """The last lines of a run: its step, its loss, and how to sample."""
+        """The last lines of a run: its step, its loss, its grids, and how to sample."""
         loss = trainer.callback_metrics.get("val/loss")
         result = "not validated" if loss is None else f"val/loss {float(loss):.4f}"
         if trainer.global_step == self.resumed_step:
             result = "nothing was left to do"
         command = f"python sample.py --ref IMAGE --ckpt {self.folder / 'checkpoints' / 'last.ckpt'}"
-        return f"done         step {trainer.global_step}, {result}\nsample       {command}"
+        page = self.folder / "grids" / PAGE
+        grids = f"grids        {page}\n" if page.is_file() else ""
+        return f"done         step {trainer.global_step}, {result}\n{grids}sample       {command}"
+
+
+def _with_range(config: Config, before: Config | None) -> Config:
+    """data.value_range as it was given in numbers, else as the resumed run found it."""
+    if before is None or config.data.known_range is not None:
+        return config
+    return replace(config, data=replace(config.data, value_range=before.data.value_range))
 
 
 def _with_precision(config: Config, before: Config | None) -> Config:

@@ -38,8 +38,8 @@ def tells(content: bytes, *paths: Path) -> list[str]:
 
 
 def test_training(run: Path, images: Path) -> None:
-    files = [*run.glob("checkpoints/*.ckpt"), *run.glob("events.*"), *run.glob("grids/*.png")]
-    assert len(files) == 4
+    files = [*run.glob("checkpoints/*.ckpt"), *run.glob("events.*"), *run.glob("grids/*")]
+    assert len(files) == 5
     for file in files:
         assert tells(file.read_bytes(), images, run) == [], file.name
     assert tells((run / "config.yaml").read_bytes(), images) != []  # which stays, and must find its images
@@ -50,7 +50,7 @@ def test_samples(run: Path, images: Path, tmp_path: Path) -> None:
     argv = ["--ref", str(images / "00.png"), "--ckpt", str(checkpoint), "--steps", "4", "--factor", "2"]
     assert sample.main([*argv, "--num-samples", "1", "--device", "cpu", "--trajectory", "--out", str(tmp_path)]) == 0
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert {p.suffix for p in files} == {".png", ".webp", ".jsonl"}
+    assert {p.suffix for p in files} == {".png", ".webp", ".jsonl", ".html"}
     for file in files:
         assert tells(file.read_bytes(), images, run, tmp_path) == [], file.name
     (line,) = (tmp_path / "metadata.jsonl").read_text().splitlines()

@@ -269,7 +269,7 @@ def test_a_plain_run_says_little(
     said = capsys.readouterr()
     assert said.err == ""
     assert [line.partition(" ")[0] for line in said.out.splitlines()] == [
-        "loading", "checkpoint", "model", "diffusion", "samples", "images"
+        "loading", "checkpoint", "model", "diffusion", "samples", "gallery", "images"
     ]  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_files_behind_a_column_of_paths_are_read_each_time(tmp_path: Path) -> No
             Image.new("RGB", (8, 8), (shade,) * 3).save(path)
         data = set_up(config(tmp_path / "set", image_column="image"), cache=tmp_path / "decoded")
         assert data.train is not None and data.train.decoded is not None
-        seen.append(int(data.train.decoded.max()))
+        seen.append(int(np.max(data.train.decoded)))
     assert seen == [10, 200]
 
 
@@ -106,3 +106,16 @@ def test_harmed_file_is_made_again(harm: str, classes: Path, tmp_path: Path) -> 
             case "deleted":
                 path.unlink()
     torch.testing.assert_close(first(), expected, rtol=0, atol=0)
+
+
+def test_another_range_of_values_is_another_file(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "set" / f"{i}.npy", np.full((8, 8), 1000 + i, np.uint16))
+    seen = []
+    for value_range in ((0, 2000), (0, 4000), (0, 2000)):
+        data = set_up(config(tmp_path / "set", value_range=value_range), cache=tmp_path / "decoded")
+        assert data.train is not None
+        seen.append(float(data.train[0][0].mean()))
+    assert seen[0] == seen[2] > seen[1]
+    assert len(list((tmp_path / "decoded").glob("*.npy"))) == 4

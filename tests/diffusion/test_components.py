@@ -1,5 +1,6 @@
 """Principal components of images, and the correction of the high band that they allow."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -63,11 +64,27 @@ def test_large_images_are_seen_at_their_lowest_frequencies() -> None:
     assert components.size == (48, 96)
 
 
-def test_mirror_images_count() -> None:
+def rotations(x: Tensor) -> list[Tensor]:
+    return [x.rot90(quarters, (-2, -1)) for quarters in range(4)]
+
+
+def test_mirrored_and_turned_images_count() -> None:
+    """As if all that a training draws had been given."""
     x = images(40)
-    both = principal_components([torch.cat([x, x.flip(-1)])])
-    torch.testing.assert_close(covariance_of(principal_components([x], mirrored=True)), covariance_of(both))
-    assert not torch.allclose(covariance_of(principal_components([x])), covariance_of(both), atol=1e-3)
+    mirrored = [x, x.flip(-1)]
+    every_view: dict[tuple[str, bool], list[Tensor]] = {
+        ("none", False): [x],
+        ("horizontal", False): mirrored,
+        ("both", False): [*mirrored, x.flip(-2), x.flip(-2, -1)],
+        ("none", True): rotations(x),
+        ("horizontal", True): [*rotations(x), *rotations(x.flip(-1))],
+        ("both", True): [*rotations(x), *rotations(x.flip(-1))],
+    }
+    found = [covariance_of(principal_components([torch.cat(views)])) for views in every_view.values()]
+    for (flip, rotate90), expected in zip(every_view, found, strict=True):
+        components = principal_components([x], flip, rotate90)
+        torch.testing.assert_close(covariance_of(components), expected, rtol=0, atol=1e-4)  # the rest is cut off
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in itertools.combinations(found[:5], 2))
 
 
 def correction(components: Components, factor: int | tuple[int, ...]) -> HighBandCorrection:

@@ -70,7 +70,7 @@ def test_data_set_against_its_npz(compare: Compare, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "| FD-pixels | " in out
     assert " ± " in out
-    assert "training again with another seed is not in it" in out
+    assert "training again with another seed is not in the intervals" in out
     assert "FD-pixels of 20 images: below 2,000 the bias" in out
 
 

@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
@@ -283,9 +284,38 @@ def valid_pictures() -> dict[str, bytes]:
         compression="tiff_lzw"),
         "jpeg.tif": encoded("TIFF", compression="jpeg"), "float.tif": floats.getvalue(),
         "cmyk.tif": encoded("TIFF", "CMYK"), "pages.tif": _frames("TIFF", 3), "one.png": encoded("PNG", size=(1, 1)),
+        "array.npy": _npy(np.linspace(0, 1, 60).reshape(5, 4, 3)), "grey.npy": _npy(np.eye(9, dtype=np.uint16)),
+        "rgb_float.tif": _tiff(np.linspace(0, 1, 60, dtype=np.float32).reshape(5, 4, 3), photometric="rgb",
+        compression="zlib"),
         "one.jpg": encoded("JPEG", size=(1, 1)), "one.gif": encoded("GIF", "L", size=(1, 1)), "line.png": encoded("PNG",
         size=(500, 1)),
     }  # fmt: skip
+
+
+def _npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _tiff(array: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def _tiff_bomb() -> bytes:
+    """A strip of a kilobyte, as it says, that is unpacked to a gigabyte."""
+    data = _tiff(
+        np.random.default_rng(0).random((600, 600, 3)), photometric="rgb", compression="zlib", rowsperstrip=600
+    )
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        page = opened.pages[0]
+        assert isinstance(page, tifffile.TiffPage)
+        offset, count = page.dataoffsets[0], page.databytecounts[0]
+    bomb = zeros(2**30)
+    assert len(bomb) < count
+    return data[:offset] + bomb.ljust(count, b"\0") + data[offset + count :]
 
 
 def _lazy(make: Callable[..., bytes], *arguments: Any, **options: Any) -> Content:
@@ -315,6 +345,8 @@ def hostile_pictures() -> list[tuple[str, Content, bool | None]]:
     )
     gif = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6)
     frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x44\x01\0"
+    npy = io.BytesIO()
+    np.lib.format.write_array_header_1_0(npy, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)})
     text = chunk(b"zTXt", b"key\0\0" + zeros(2**26))
     return [
         *((name, content, True) for name, content in valid_pictures().items()),
@@ -394,6 +426,14 @@ def hostile_pictures() -> list[tuple[str, Content, bool | None]]:
         ("large_float.tif", _lazy(encoded, "TIFF", "F", (5000, 5000), 0.5, compression="tiff_lzw"), None),
         ("turned.tif", _lazy(encoded, "TIFF", "RGB", (4900, 4900), 0, compression="tiff_adobe_deflate",
         tiffinfo={274: 6}), True),
+        ("rgb16_bomb.tif", _lazy(_tiff_bomb), False),
+        ("volume.tif", _tiff(np.zeros((4, 16, 16), np.float32), volumetric=True), None),
+        ("channels.tif", _tiff(np.zeros((9, 9, 7), np.uint8), photometric="minisblack", planarconfig="contig"), False),
+        ("large_rgb_float.tif", _lazy(lambda: _tiff(np.zeros((4200, 4200, 3), np.float32), photometric="rgb",
+         compression="zlib")), True),
+        ("bomb.npy", npy.getvalue(), False),
+        ("objects.npy", _npy(np.array([[Harm("os.system")]], dtype=object)), False),
+        ("large.npy", _lazy(lambda: _npy(np.zeros((4200, 4200, 3), np.float32))), True),
         ("lab.tif", encoded("TIFF", "LAB"), None),
         ("really_a.jpg.png", encoded("JPEG"), True),
         ("really_a.png.gif", good, True),
@@ -1350,6 +1390,8 @@ def folders_by_hand(valid: Valid) -> list[Case]:
             "references",
             f"references/{next(iter(valid.references))}",
             "00_N2_0_steps.png",
+            "index.html",
+            "low_pass",
         ):
             argv = (*SAMPLE, "--overwrite") if what in ("another", "a link out") else SAMPLE
             case_ = Case(

@@ -271,7 +271,7 @@ MUTANTS = (
     ),
     mutant(
         "photographs on their side", "torchvision.datasets.ImageFolder, which ignores the EXIF orientation",
-        "data.images:open_image",
+        "data.images:_load",
         "_turn_upright(image)", "pass",
         "data/test_images.py::test_exif_rotation_is_applied",
     ),
@@ -310,6 +310,12 @@ MUTANTS = (
         "atomic:write_atomically",
         'path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")', "path",
         "test_atomic.py::test_a_writer_that_fails_leaves_the_old_file",
+    ),
+    mutant(
+        "a name ends the script element", "pages that paste json.dumps into <script>",
+        "visual.pages:write_page",
+        '.replace("<", r"\\u003c")', "",
+        "sampling/test_gallery.py::test_no_text_ends_the_script",
     ),
     mutant(
         "an image under another mask taken for this one", "caches whose key lacks an input",

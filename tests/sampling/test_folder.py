@@ -18,7 +18,8 @@ from ilvr_lightning.data.images import Pixels, to_image
 from ilvr_lightning.data.references import References, find_references
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.sampling import folder as module
-from ilvr_lightning.sampling.folder import COLUMNS, SampleFolder
+from ilvr_lightning.sampling.folder import SampleFolder
+from ilvr_lightning.sampling.index import COLUMNS
 from ilvr_lightning.sampling.recipe import read_recipe
 from ilvr_lightning.sampling.requests import MAX_SAMPLES, SampleRequests
 from tests.support.samples import (

@@ -52,7 +52,7 @@ def test_weights(alone: Path, pair: Path) -> None:
 
 
 def test_grids(alone: Path, pair: Path) -> None:
-    names = [sorted(p.name for p in (f / "grids").iterdir()) for f in (alone, pair)]
+    names = [sorted(p.name for p in (f / "grids").glob("*.png")) for f in (alone, pair)]
     assert names[0] == names[1] == ["step_0000004.png", "step_0000008.png"]
     for name in names[0]:
         one, two = (np.asarray(Image.open(f / "grids" / name)).astype(int) for f in (alone, pair))
