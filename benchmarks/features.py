@@ -4,6 +4,7 @@
 
 The data have an image and a label column (CIFAR-10's animals: cat, deer, dog, horse). What the last pooling gives, 128
 numbers per image, is the space in which `benchmarks.trained --features FEATURES.pt` takes the Frechet distance.
+Wherever a benchmark takes such a file, it takes a name that `ilvr_lightning.evaluation` knows, too, such as efflite.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import torch.nn.functional as F
 from datasets import load_dataset
 from torch import Tensor, nn
 
-from ilvr_lightning.data.images import convert, to_pixels, to_tensor
+from ilvr_lightning.data.images import convert, from_tensor, to_pixels, to_tensor
+from ilvr_lightning.evaluation.features import Extractor
+from ilvr_lightning.evaluation.features import load_features as load_named
 
 WIDTH = 128
 
@@ -46,22 +49,22 @@ class Features(nn.Module):
         return logits
 
 
-def load_features(path: Path) -> Features:
-    """What main() saved, in eval mode."""
-    state = torch.load(path, weights_only=True)
+def load_features(given: str | Path) -> Extractor:
+    """The space of what main() saved, or one of the package by its name."""
+    if not Path(given).is_file():
+        return load_named([str(given)])[0]
+    state = torch.load(given, weights_only=True)
     network = Features(len(state["head.bias"]))
     network.load_state_dict(state)
-    return network.eval()
+    network.eval()
+    return Extractor(
+        label="CIFAR", side=32, compute=lambda x: network(x.float() / 127.5 - 1), device=torch.device("cpu")
+    )
 
 
-@torch.no_grad()
-def features_of(network: Features, x: Tensor) -> Tensor:
-    """(B, WIDTH) of images (B, C, H, W) in [-1, 1], brought to 32 px."""
-    made = []
-    for part in torch.split(x, 256):
-        small = F.interpolate(part.float(), (32, 32), mode="bicubic", antialias=True) if part.shape[-1] != 32 else part
-        made.append(network(small.float().expand(-1, 3, -1, -1)))
-    return torch.cat(made)
+def features_of(extract: Extractor, x: Tensor) -> Tensor:
+    """(B, D) of images (B, C, H, W) in [-1, 1]."""
+    return torch.cat([extract(from_tensor(part.expand(-1, 3, -1, -1))) for part in torch.split(x, 256)])
 
 
 def _tensors(rows: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,11 @@ held-out images:
 
 import argparse
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchmetrics.image.kid import poly_mmd
 
-from benchmarks.features import Features, features_of, load_features
+from benchmarks.features import features_of, load_features
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.datamodule import ImageDataModule
@@ -30,7 +28,9 @@ from ilvr_lightning.data.dataset import ImageDataset
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.diffusion.plan import DEFAULT_PRESET
+from ilvr_lightning.evaluation.features import Extractor
 from ilvr_lightning.metrics.bands import frechet_distance, grain_ratios, octave_ratios
+from ilvr_lightning.metrics.neighbours import copies, kernel_distance, nearest
 
 
 def images_of(rows: ImageDataset, count: int) -> Tensor:
@@ -53,24 +53,20 @@ def samples(loaded: LoadedDenoiser, count: int, factor: int | None, y: Tensor, b
     return torch.cat(made).clamp(-1, 1)
 
 
-def nearest(x: Tensor, train: Tensor) -> Tensor:
+def distances(x: Tensor, train: Tensor) -> Tensor:
     """RMS distance (B,) of each picture to the nearest training image, mirrored or not."""
-    both = [torch.cdist(x.flatten(1), each.flatten(1)).amin(1) for each in (train, train.flip(-1))]
-    return torch.minimum(*both) / math.sqrt(x[0].numel())
+    both = torch.cat([train, train.flip(-1)]).flatten(1)
+    return nearest(x.flatten(1), both)[0] / math.sqrt(x[0].numel())
 
 
-def copies(x: Tensor, y: Tensor, train: Tensor) -> Tensor:
-    """(B,) whether each picture is nearer to a training image than all but 1% of the held-out images y are."""
-    return nearest(x, train) < nearest(y, train).quantile(0.01)
-
-
-def row(name: str, x: Tensor, y: Tensor, train: Tensor, features: Features) -> str:
+def row(name: str, x: Tensor, y: Tensor, train: Tensor, features: Extractor) -> str:
     """Pictures x against held-out images y."""
     a, b = features_of(features, x), features_of(features, y)
+    found, usual = distances(x, train), distances(y, train)
     cells = [
-        name, f"{1000 * float(poly_mmd(b, a)):.1f}", f"{frechet_distance(a, b):.2f}",
+        name, f"{1000 * kernel_distance(a, b):.1f}", f"{frechet_distance(a, b):.2f}",
         " ".join(f"{r:.2f}" for r in octave_ratios(x, y)), *(f"{r:.2f}" for r in grain_ratios(x, y)),
-        f"{nearest(x, train).median():.3f}", f"{int(copies(x, y, train).sum())} of {len(x)}",
+        f"{found.median():.3f}", f"{int(copies(found, usual).sum())} of {len(x)}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -80,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--data", required=True, help="the data set that it was trained on")
-    parser.add_argument("--features", type=Path, required=True, help="what benchmarks.features saved")
+    parser.add_argument("--features", required=True, help="what benchmarks.features saved, or a name such as efflite")
     parser.add_argument("--images", type=int, default=500, help="samples, and held-out images, at most")
     parser.add_argument("--factor", type=int, nargs="*", default=[4, 8, 16])
     args = parser.parse_args()

@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--data", required=True, help="the data set that it was trained on")
-    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--features", required=True, help="what benchmarks.features saved, or a name such as efflite")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--factor", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--images", type=int, default=32)

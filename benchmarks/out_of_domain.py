@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the data set that it was trained on")
     parser.add_argument("--ref", nargs="+", required=True)
     parser.add_argument("--show", nargs="+", default=[])
-    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--features", required=True, help="what benchmarks.features saved, or a name such as efflite")
     parser.add_argument("--preset", nargs="+", default=["draft", "fast"])
     parser.add_argument("--factor", type=int, nargs="+", default=[8])
     parser.add_argument("--sheet", type=Path)

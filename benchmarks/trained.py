@@ -19,24 +19,24 @@ The first row is other real images in the samples' place: the floor of the measu
 
 import argparse
 import functools
-import math
 import statistics
 import time
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.features import Features, features_of, load_features
+from benchmarks.features import features_of, load_features
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
 from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.evaluation.features import Extractor
 from ilvr_lightning.metrics.bands import METRICS, frechet_distance, grain_ratios, measure, octave_ratios
+from ilvr_lightning.metrics.pairs import pairwise_rms
 from tests.support.gaussian import solver as exact_solver
 
 
@@ -83,9 +83,8 @@ def diversity(denoiser: Denoiser, plan: SamplingPlan, y: Tensor, hashes: list[st
     """Mean over references of the mean RMS distance between ten samples of each, in [-1, 1]."""
     each = y.repeat_interleave(10, 0)
     names = [f"{sha256}/{k}" for sha256 in hashes for k in range(10)]
-    x = sample(denoiser, plan, each, names, seed, batch).reshape(len(y), 10, -1)
-    distances = torch.cdist(x, x) / math.sqrt(x.shape[2])
-    return float(distances.sum((1, 2)).mean() / 90)
+    made = sample(denoiser, plan, each, names, seed, batch)
+    return statistics.mean(pairwise_rms(group) for group in torch.split(made, 10))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class Row:
     distance: float | None
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, factor: int, features: Features | None) -> "Row":
+    def of(cls, x: Tensor, y: Tensor, factor: int, features: Extractor | None) -> "Row":
         """Samples x against their references y."""
         distance = None if features is None else frechet_distance(features_of(features, x), features_of(features, y))
         return cls(
@@ -141,7 +140,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows to make")
     parser.add_argument("--real", nargs="+", default=[], help="other real images, for the floor")
     parser.add_argument("--diversity", type=int, default=10, help="references that it is measured on; 0 leaves it out")
-    parser.add_argument("--features", type=Path, help="what benchmarks.features saved")
+    parser.add_argument("--features", help="what benchmarks.features saved, or a name such as efflite")
     args = parser.parse_args()
     loaded = load_denoiser(args.ckpt)
     denoiser = loaded.fastest()

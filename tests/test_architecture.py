@@ -18,10 +18,11 @@ FLOORS = {
     "data": 3,
     "visual": 4, "checkpoints": 4,
     "training": 5, "sampling": 5,
-    "pretrained": 6,
+    "evaluation": 6, "pretrained": 6,
 }  # fmt: skip
 """A room imports rooms of lower floors only; train.py and sample.py stand above them all."""
-TORCH_FREE = ("config", "errors", "atomic", "runtime/command.py", "sampling/arguments.py", "checkpoints/__main__.py")
+TORCH_FREE = ("config", "errors", "atomic", "runtime/command.py", "sampling/arguments.py", "checkpoints/__main__.py",
+              "evaluation/__main__.py")  # fmt: skip
 """What the commands load before they know that there is work to do: no file of it imports torch at its top."""
 FILES_OVER_300_LINES = {"config/schema.py"}
 

@@ -17,7 +17,7 @@ from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Fit, open_ima
 from ilvr_lightning.data.values import Range
 from ilvr_lightning.errors import UserError
 
-__all__ = ["Place", "Reference", "References", "find_images", "find_references", "masks_of"]
+__all__ = ["Place", "Reference", "References", "find_images", "find_places", "find_references", "masks_of"]
 
 EAGER_LIMIT = 1000
 """Up to so many references are read and checked at the start of a run; more of them are read when they are needed."""
@@ -194,6 +194,16 @@ def find_references(
         UserError: a path does not exist, a file is not an image, or the number of masks is another one.
     """
     channels, height, width = shape
+    mask_paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
+    return References(find_places(given, flag), (height, width), channels, fit, mask_paths, value_range)
+
+
+def find_places(given: Sequence[str], flag: str = "--ref") -> list[Place]:
+    """Where images are that files, folders and globs name, or a data set's split written DATASET:SPLIT[A:B].
+
+    Raises:
+        UserError: a path does not exist, or holds no images.
+    """
     places: list[Place] = []
     for pattern in given:
         match = DATASET_REFERENCE.fullmatch(pattern)
@@ -203,8 +213,7 @@ def find_references(
             paths = find_images([pattern], flag)
             files = ImageSource("files", paths.__getitem__, range(len(paths)))
             places += [Place(path.stem, files, row) for row, path in enumerate(paths)]
-    mask_paths = [path for pattern in masks for path in find_images([pattern], "--mask")]
-    return References(places, (height, width), channels, fit, mask_paths, value_range)
+    return places
 
 
 def _places_in_dataset(match: re.Match[str], flag: str) -> list[Place]:

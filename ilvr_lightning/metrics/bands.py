@@ -108,7 +108,13 @@ def octave_energies(x: Tensor, y: Tensor, factor: int) -> list[float]:
 
 
 def octave_ratios(x: Tensor, y: Tensor) -> list[float]:
-    """Power of x over that of y (both (B, C, H, W)) by octaves of the radial frequency, the finest last.
+    """Power of x over that of y (both (B, C, H, W)) by octaves of the radial frequency, the finest last."""
+    ratios: list[float] = (octave_powers(x).mean(0) / octave_powers(y).mean(0)).tolist()
+    return ratios
+
+
+def octave_powers(x: Tensor) -> Tensor:
+    """(B, octaves) power of images (B, C, H, W) by octaves of the radial frequency, the finest last.
 
     The finest is 1/4 cycle per pixel and above, the one before it 1/8 to 1/4, and so on; the first holds all that is
     below. Borders are mirrored (DCT-II), so that they make no frequencies of their own.
@@ -117,40 +123,47 @@ def octave_ratios(x: Tensor, y: Tensor) -> list[float]:
     frequency = (vertical**2 + horizontal.mT**2).sqrt()
     octaves = int(math.log2(min(x.shape[-2:]))) - 1
     octave = torch.floor(torch.log2(frequency.clamp(min=1e-9) * 8)).clamp(2 - octaves, 1)
-    power_x, power_y = _power(x), _power(y)
-    return [float(power_x[octave == k].sum() / power_y[octave == k].sum()) for k in range(2 - octaves, 2)]
+    return _summed(_power(x), [octave == k for k in range(2 - octaves, 2)])
 
 
 def grain_ratios(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Power of x over that of y (both (B, C, H, W)) at the checkerboard and at stripes of two pixels.
+    """Power of x over that of y (both (B, C, H, W)) at the checkerboard and at stripes of two pixels."""
+    checkerboard, stripes = (grain_powers(x).mean(0) / grain_powers(y).mean(0)).tolist()
+    return checkerboard, stripes
+
+
+def grain_powers(x: Tensor) -> Tensor:
+    """(B, 2) power of images (B, C, H, W) at the checkerboard and at stripes of two pixels.
 
     Checkerboard: within one frequency of Nyquist in both directions. Stripes: within one of it in one direction, and
     below a quarter of it in the other. A Hann window keeps the borders out. Octaves are too wide to show either.
     """
-    power_x, power_y = (_windowed_power(z) for z in (x, y))
     near, low = (
         [torch.fft.fftfreq(side, 1 / side).abs() >= side // 2 - 1 for side in x.shape[-2:]],
         [torch.fft.fftfreq(side, 1 / side).abs() < side / 8 for side in x.shape[-2:]],
     )
-    checkerboard = near[0][:, None] & near[1]
     stripes = (near[0][:, None] & low[1]) | (low[0][:, None] & near[1])
-    first, second = (float(power_x[part].sum() / power_y[part].sum()) for part in (checkerboard, stripes))
-    return first, second
+    return _summed(_windowed_power(x), [near[0][:, None] & near[1], stripes])
+
+
+def _summed(power: Tensor, parts: list[Tensor]) -> Tensor:
+    """(B, parts) the sums of power (B, H, W) over parts (H, W) of the frequencies."""
+    return torch.stack([power[:, part].sum(1) for part in parts], 1)
 
 
 def _windowed_power(x: Tensor) -> Tensor:
-    """(H, W) mean power of x (B, C, H, W) by frequency under a Hann window, without the mean of each image."""
+    """(B, H, W) power of x (B, C, H, W) by frequency under a Hann window, without the mean of each image."""
     x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)
     rows, columns = (torch.hann_window(side, periodic=False, dtype=torch.float64) for side in x.shape[-2:])
-    power: Tensor = torch.fft.fft2(x * rows[:, None] * columns).abs().square().mean((0, 1))
+    power: Tensor = torch.fft.fft2(x * rows[:, None] * columns).abs().square().mean(1)
     return power
 
 
 def _power(x: Tensor) -> Tensor:
-    """(H, W) mean power of x (B, C, H, W) by frequency in the DCT, without the mean of each image."""
+    """(B, H, W) power of x (B, C, H, W) by frequency in the DCT, without the mean of each image."""
     x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)
     rows, columns = (dct_basis(side) for side in x.shape[-2:])
-    power: Tensor = (rows @ x @ columns.mT).square().mean((0, 1))
+    power: Tensor = (rows @ x @ columns.mT).square().mean(1)
     return power
 
 
@@ -172,8 +185,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         b: (m, d) features.
     """
     a, b = a.double(), b.double()
-    of_a, of_b = (features.T.cov().reshape(features.shape[1], -1) for features in (a, b))
-    return float((a.mean(0) - b.mean(0)).square().sum()) + bures(of_a, of_b)
+    shift = float((a.mean(0) - b.mean(0)).square().sum())
+    if min(len(a), len(b)) > a.shape[1]:
+        return shift + bures(*(features.mT.cov().reshape(a.shape[1], -1) for features in (a, b)))
+    a, b = ((features - features.mean(0)) / math.sqrt(len(features) - 1) for features in (a, b))
+    overlap = torch.linalg.svdvals(a @ b.mT).sum()  # tr (A B)^1/2 from the smaller of the two matrices
+    return shift + float(a.square().sum() + b.square().sum() - 2 * overlap)
 
 
 def bures(a: Tensor, b: Tensor) -> float:

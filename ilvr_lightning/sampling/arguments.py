@@ -159,7 +159,12 @@ def make_parser() -> Parser:
     add("--num-samples", type=int, default=4, metavar="N", help="images per reference, factor and range (%(default)s)")
     add("--unconditional", action="store_true", help="follow no reference")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
-    add("--image-size", type=_size, metavar="S|HxW", help="size in pixels, if the network allows another than its own")
+    add(
+        "--image-size",
+        type=image_size,
+        metavar="S|HxW",
+        help="size in pixels, if the network allows another than its own",
+    )
     add("--fit", choices=("crop", "pad"), default="crop",
         help="how a reference of another shape is fitted: cropped, or padded with white (%(default)s)")  # fmt: skip
     add("--reproduce", metavar="FILE.png", help="make an image of sample.py again from the settings stored in it")
@@ -260,7 +265,7 @@ def _format(text: str) -> str:
     return text
 
 
-def _size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"got {text!r}; give one number, or height x width as in 64x96")

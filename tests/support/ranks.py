@@ -3,6 +3,7 @@
 A fork server imports torch, Lightning and the commands once; each rank is a fork of it.
 """
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -15,6 +16,8 @@ from typing import Literal
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "lightning.pytorch", "datasets", "train", "sample", "ilvr_lightning.training"])
+Command = Literal["train", "sample", "ilvr_lightning.evaluation.__main__"]
+"""The module that has the command's main()."""
 SECONDS = 240
 """A run may take this long."""
 
@@ -29,7 +32,7 @@ class Ended:
     error: str
 
 
-def run_ranks(command: Literal["train", "sample"], world_size: int, *argv: object) -> list[Ended]:
+def run_ranks(command: Command, world_size: int, *argv: object) -> list[Ended]:
     """Run a command on several ranks of one machine, as torchrun would start them, and wait for all of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -66,7 +69,7 @@ def _rank(command: str, argv: Sequence[str], rank: int, world_size: int, port: i
     import torch
 
     torch.set_num_threads(1)
-    main = __import__(command).main
+    main = importlib.import_module(command).main
     status = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import fidelity, filters, mixture, posterior, rivals, side_by_side, speed, trained, training_settings
 from benchmarks.attributes import Attributes
 from benchmarks.features import WIDTH, Features, features_of, load_features
-from benchmarks.fidelity import copies, images_of, nearest
+from benchmarks.fidelity import distances, images_of
 from benchmarks.training_settings import LOG_SNR, bound
 from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.data.datamodule import ImageDataModule
@@ -22,6 +22,7 @@ from ilvr_lightning.data.images import read_image
 from ilvr_lightning.diffusion.denoiser import Prediction
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.metrics.neighbours import copies
 from ilvr_lightning.models.config import UNetConfig
 
 
@@ -86,13 +87,14 @@ def test_side_by_side(trained_run: Path, images: Path, tmp_path: Path, monkeypat
 
 
 def test_features_are_the_same_again(features: Path) -> None:
-    network = load_features(features)
+    extract = load_features(features)
     x = 2 * torch.rand((3, 3, 32, 32), generator=torch.Generator().manual_seed(0)) - 1
-    found = features_of(network, x)
+    found = features_of(extract, x)
     assert found.shape == (3, WIDTH)
     assert torch.equal(found, features_of(load_features(features), x))
-    assert network.classify(x).shape == (3, 4)
-    assert features_of(network, x[:, :1, :16, :16]).shape == (3, WIDTH)  # greyscale, of another size
+    assert Features(4).classify(x).shape == (3, 4)
+    assert features_of(extract, x[:, :1, :16, :16]).shape == (3, WIDTH)  # greyscale, of another size
+    assert features_of(load_features("pixels"), x).shape == (3, 3 * 32 * 32)
 
 
 def test_table_of_filters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +150,7 @@ def test_nearest_training_image_is_found_mirrored_too() -> None:
     generator = torch.Generator().manual_seed(0)
     train = torch.rand(20, 3, 8, 8, generator=generator) * 2 - 1
     x = torch.stack([train[3].flip(-1) + 0.1, torch.rand(3, 8, 8, generator=generator) * 2 - 1])
-    first, second = nearest(x, train).tolist()
+    first, second = distances(x, train).tolist()
     assert first == pytest.approx(0.1, abs=1e-4)
     assert second > 0.5
 
@@ -161,7 +163,7 @@ def test_ten_planted_copies_are_found() -> None:
     x, planted = y.clone(), slice(30, 40)
     noise = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     x[planted] = train[700:710].flip(-1) + 0.05 * noise  # as a network would remember them
-    found = copies(x, y, train)
+    found = copies(distances(x, train), distances(y, train))
     assert bool(found[planted].all())
     assert int(found.sum()) <= 10 + 4  # 1% of the others
 
