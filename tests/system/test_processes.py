@@ -55,7 +55,7 @@ def test_two_processes_sample_the_same_pictures(alone: Path, images: Path, tmp_p
         assert ended.returncode == 0, ended.stderr
     names = [sorted(p.name for p in (tmp_path / d).iterdir() if p.is_file()) for d in "12"]
     assert names[0] == names[1]
-    assert len(names[0]) == 6 + 4 + 1  # samples, grids, the index
+    assert len(names[0]) == 6 + 4 + 2  # samples, grids, the index and its page
     for name in names[0]:
         if name.endswith(".png"):
             one, two = (np.asarray(Image.open(tmp_path / d / name)).astype(int) for d in "12")
