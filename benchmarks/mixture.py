@@ -188,10 +188,12 @@ class BatchNoise:
     """One generator for all images, which is quicker than one each."""
 
     generator: torch.Generator
+    dtype: torch.dtype | None = None
+    """Of the noise; that of the images unless given."""
 
     def draw(self, stream: Stream, like: Tensor) -> Tensor:
         """Standard normal noise like an image batch."""
-        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(like.shape, generator=self.generator, dtype=self.dtype or like.dtype)
 
 
 def sliced_w2(a: Tensor, b: Tensor, directions: Tensor) -> float:
@@ -275,7 +277,7 @@ def measure(
         assert plan is not None
         return generate(
             data, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
-            reference=y.reshape(1, 1, 1, -1), x_T=x_T if plan.candidates == 1 else None, noise=BatchNoise(generator),
+            reference=y.reshape(1, 1, 1, -1), x_T=x_T if plan.candidates == 1 else None, noise=BatchNoise(generator, torch.float64),
         ).flatten(1)  # fmt: skip
 
     variation, distance, _ = compare(data, y, phi, None if plan is None else draw, count, seed)

@@ -47,7 +47,7 @@ def test_what_a_template_offers_trains(template: str, changes: list[str], images
     assert train.main([template, f"data.path={images}", f"trainer.default_root_dir={tmp_path}", *TINY, *changes]) == 0
     folder = tmp_path / Path(template).stem / "run"
     assert last(folder)["global_step"] == 1
-    assert [path.name for path in (folder / "grids").iterdir()] == ["step_0000001.png"]
+    assert [path.name for path in (folder / "grids").glob("*.png")] == ["step_0000001.png"]
 
 
 def test_the_fine_tuning_that_the_template_offers(images: Path, tmp_path: Path) -> None:
