@@ -277,7 +277,8 @@ def measure(
         assert plan is not None
         return generate(
             data, replace(plan, factor=factor), seeds=range(count), shape=(1, 1, len(y)),
-            reference=y.reshape(1, 1, 1, -1), x_T=x_T if plan.candidates == 1 else None, noise=BatchNoise(generator, torch.float64),
+            reference=y.reshape(1, 1, 1, -1), x_T=x_T if plan.candidates == 1 else None,
+            noise=BatchNoise(generator, torch.float64),
         ).flatten(1)  # fmt: skip
 
     variation, distance, _ = compare(data, y, phi, None if plan is None else draw, count, seed)
