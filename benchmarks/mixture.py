@@ -12,7 +12,7 @@ over its variance. Means over references drawn from the data, with the standard 
 the first row shows: as many exact draws of the conditional.
 The presets `draft`, `fast` and `best` have the gain that
 `metrics.calibration.choose_low_band` chooses for the exact denoiser on other draws of the data; the line before the
-tables says which.
+tables says which. Rows of several candidates make so many runs per draw and keep one by its evidence.
 """
 
 import argparse

@@ -150,9 +150,8 @@ class Overrides:
 def attention_widths(model: UNetConfig, image_height: int) -> set[int]:
     """The channels of the feature maps that have self-attention: at the chosen levels, and in the middle."""
     widths = [model.channels * mult for mult in model.channel_mult]
-    return {width for i, width in enumerate(widths) if image_height // 2**i in model.attention_resolutions} | {
-        widths[-1]
-    }
+    at_levels = {width for i, width in enumerate(widths) if image_height // 2**i in model.attention_resolutions}
+    return at_levels | {widths[-1]}
 
 
 def multipliers(widths: list[int], channels: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
 MAX_CANDIDATES = 1000
+"""The most runs per image."""
 LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation", "high_band_correction")
 """The settings of matched noise, which `calibrate` chooses for a network."""
 SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {"ddpm": ("variance",), "ddim": ("eta",), "dpmpp_2m": ("eta",)}
@@ -200,11 +201,7 @@ class SamplingPlan:
 
     @property
     def evaluations(self) -> int:
-        """How often a resolved plan evaluates the network per image.
-
-        Raises:
-            ValueError: the number depends on T, and the plan is not resolved.
-        """
+        """How often a resolved plan evaluates the network per image; see `steps`."""
         return self.candidates * self.steps
 
     @property

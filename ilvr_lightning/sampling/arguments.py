@@ -266,6 +266,11 @@ def _format(text: str) -> str:
 
 
 def image_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels from S or HxW.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is neither, or a side is longer than MAX_SIDE.
+    """
     sides = text.lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"got {text!r}; give one number, or height x width as in 64x96")

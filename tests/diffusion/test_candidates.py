@@ -30,21 +30,31 @@ def sample(plan: SamplingPlan, seeds: list[int], **settings: Any) -> Tensor:
     return generate(DENOISE, SCHEDULE, plan, seeds=seeds, shape=SHAPE, reference=Y[: len(seeds)], **settings)
 
 
-def runs(seeds: list[int], count: int) -> list[SamplerState]:
+def runs(seeds: list[int], count: int, plan: SamplingPlan = PLAN, mask: Tensor | None = None) -> list[SamplerState]:
     """The ends of so many runs, one after the other, as candidates are made."""
     noise = PerImageNoise(seeds)
     ends = []
     for _ in range(count):
         *_, end = generate_steps(
-            DENOISE, SCHEDULE, PLAN, seeds=seeds, shape=SHAPE, reference=Y[: len(seeds)], noise=noise
+            DENOISE, SCHEDULE, plan, seeds=seeds, shape=SHAPE, reference=Y[: len(seeds)], noise=noise, mask=mask
         )
         ends.append(end)
     return ends
 
 
-def test_each_image_is_one_of_the_runs() -> None:
-    seeds = [0, 1, 2]
-    images, ends = sample(replace(PLAN, candidates=3), seeds), runs(seeds, 3)
+HALF = torch.cat([torch.ones(1, 1, 16, 8), torch.zeros(1, 1, 16, 8)], dim=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mask"),
+    [
+        ({}, None), ({}, HALF), ({"factor": (2, 4, 8), "condition_to": (0, 300, 600)}, None),
+        ({"reference_sigma": (0.0, 0.1, 0.3)}, None), ({"reference_noise": "fresh"}, None),
+    ],
+)  # fmt: skip
+def test_each_image_is_one_of_the_runs(changes: dict[str, Any], mask: Tensor | None) -> None:
+    seeds, plan = [0, 1, 2], replace(PLAN, **changes)
+    images, ends = sample(replace(plan, candidates=3), seeds, mask=mask), runs(seeds, 3, plan, mask)
     found = [[int(i) for i in range(3) if torch.equal(image, ends[i].x[k])] for k, image in enumerate(images)]
     assert all(len(which) == 1 for which in found)
     assert len({which[0] for which in found}) > 1  # chosen image by image
