@@ -9,7 +9,7 @@ from ilvr_lightning.checkpoints.description import add_override
 from ilvr_lightning.runtime.command import Parser, command
 from ilvr_lightning.sampling.arguments import image_size
 
-SETS = "a folder, DATASET:SPLIT, DATASET:SPLIT[A:B], or an npz file of 8-bit images"
+SETS = "a folder, DATASET:SPLIT, DATASET:SPLIT[A:B], CONFIG.yaml:train or :validation, or an npz file of 8-bit images"
 DEFAULT_FEATURES = ("efflite",)
 DEFAULT_REPLICATES = 100
 
