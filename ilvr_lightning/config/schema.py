@@ -426,7 +426,7 @@ class Config:
     init_remake_head: bool = False
     """Keep the part of that checkpoint's output layer that predicts the mean, where model.learn_sigma differs."""
     compile: Literal["auto", True, False] = "auto"
-    """Compile the network for training with torch.compile; auto does so on a GPU."""
+    """Compile the network for training with torch.compile; auto does so on a GPU, in runs of 5000 steps or more."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)

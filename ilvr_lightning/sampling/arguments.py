@@ -202,7 +202,8 @@ def make_parser() -> Parser:
     add("--batch-size", type=int, metavar="B", help=f"images sampled at once per device ({DEFAULT_BATCH_SIZE})")
     add("--precision", choices=("auto", "32", "bf16"), default="auto",
         help="precision of the network; auto: bf16 on a GPU that computes it fast, 32 elsewhere")  # fmt: skip
-    add("--compile", choices=("auto", "true", "false"), default="auto", help="compile the network; auto: on a GPU")
+    add("--compile", choices=("auto", "true", "false"), default="auto",
+        help="compile the network; auto: on a GPU, in runs that evaluate it for 5000 batches or more")  # fmt: skip
     add = groups["advanced"].add_argument
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (%(default)s)")
     add_override(groups["advanced"])
