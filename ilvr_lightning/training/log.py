@@ -52,7 +52,7 @@ class TrainingLog(Callback):
 
     def __init__(self) -> None:
         self._step_ends: list[float] = []
-        self._since, self._since_step = time.perf_counter(), 0
+        self._since, self._since_step = 0.0, 0
         self._started = time.perf_counter()
         self._seconds_before = 0.0
 
@@ -69,6 +69,10 @@ class TrainingLog(Callback):
             text = "\n".join("    " + line for line in to_yaml(config.without_local_paths()).splitlines())
             trainer.logger.experiment.add_text("config", text, trainer.global_step)
             _add_hyper_parameters(trainer.logger, config)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that is resumed within an epoch does not start one.
+        self._since, self._since_step = time.perf_counter(), trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since, self._since_step = time.perf_counter(), trainer.global_step
