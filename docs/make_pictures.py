@@ -74,6 +74,12 @@ PICTURES_BY_NAME = {
     "use_variation": Picture(
         model="animals64", references=["data/animals:test[7:8]"], columns={"samples, N=16": {"factor": 16}}
     ),
+    "relief": Picture(
+        model="relief64",
+        references=[f"data/maps/{name}.png" for name in ("heart", "ring", "coast", "chain")],
+        columns={"samples, N=4, --range 1000:500": {"factor": 4, "condition_to": 500}},
+        samples=4,
+    ),
     "fails_muddle": Picture(
         model="toon64",
         references=[f"{REFERENCES}photo_cat.png"],
@@ -132,7 +138,10 @@ def draw(name: str) -> None:
     for label, changes in picture.columns.items():
         columns.append(Column(label=label, rows=[samples(picture, reference, changes) for reference in references]))
     PICTURES.mkdir(exist_ok=True)
-    draw_grid(columns, "").save(PICTURES / f"{name}.png", optimize=True)
+    if picture.model == "relief64":  # maps are as large as photographs in PNG
+        draw_grid(columns, "").save(PICTURES / f"{name}.jpg", quality=90, subsampling=0, optimize=True)
+    else:
+        draw_grid(columns, "").save(PICTURES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ilvr_lightning.data.images import Pixels
+from ilvr_lightning.data.images import Pixels, to_pixels
 from ilvr_lightning.visual.grids import Column, draw_grid
 
 ROOT = Path(__file__).parents[1]
@@ -45,27 +45,38 @@ def draw_steps(run: Path) -> Image.Image:
     return draw_grid(columns, "")
 
 
-def made_by(command: str, picture: str) -> Image.Image:
-    """The picture that a command writes into the folder OUT."""
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, *command.replace("OUT", folder).split()], cwd=ROOT, check=True)
-        return Image.open(next(Path(folder).rglob(picture))).convert("RGB")
+def run(command: str, folder: str) -> Path:
+    """Run a command that writes into the folder OUT."""
+    subprocess.run([sys.executable, *command.replace("OUT", folder).split()], cwd=ROOT, check=True)
+    return Path(folder)
+
+
+def draw_sweep(folder: Path) -> Image.Image:
+    """What --sweep made of a reference: a row for each N, a column for each range."""
+    samples = {path: path.stem.split("_") for path in folder.glob("heart_N*_t*_0.png")}
+    factors = sorted({int(words[1][1:]) for words in samples.values()})
+    ranges = sorted({words[2][1:] for words in samples.values()}, key=lambda r: int(r.split("-")[1]))
+    columns = []
+    for each in ranges:
+        rows = [[to_pixels(Image.open(folder / f"heart_N{n}_t{each}_0.png").convert("RGB"))] for n in factors]
+        columns.append(Column(label=each.replace("-", ":"), rows=rows))
+    return draw_grid(columns, f"--range across; N = {', '.join(map(str, factors))} from the top")
 
 
 def save(image: Image.Image, name: str) -> None:
     """As JPEG, because maps are as large as photographs in PNG."""
-    image.save(PICTURES / f"{name}.jpg", quality=85, optimize=True)
+    image.save(PICTURES / f"{name}.jpg", quality=80, optimize=True)
 
 
 if __name__ == "__main__":
     save(draw_steps(Path(sys.argv[1])), "tutorial_steps")
-    save(made_by("train.py configs/relief64.yaml --look trainer.default_root_dir=OUT", "look.png"), "tutorial_look")
-    sweep = "sample.py --ckpt relief64 --ref data/maps/heart.png --sweep --num-samples 1 --out OUT"
-    save(made_by(sweep, "heart_grid.png"), "tutorial_sweep")
-    refs = (
-        "data/maps/coast.png data/maps/ring.png data/references/field_copper_on_blue.png data/references/photo_cat.png"
-    )
-    save(
-        made_by(f"sample.py --ckpt relief64 --ref {refs} --factor 4 8 16 --num-samples 2 --out OUT", "grid.png"),
-        "tutorial_references",
-    )
+    with tempfile.TemporaryDirectory() as out:
+        made = run("train.py configs/relief64.yaml --look trainer.default_root_dir=OUT", out)
+        save(Image.open(next(made.rglob("look.png"))).convert("RGB"), "tutorial_look")
+    with tempfile.TemporaryDirectory() as out:
+        sweep = "sample.py --ckpt relief64 --ref data/maps/heart.png --sweep --num-samples 1 --out OUT"
+        save(draw_sweep(run(sweep, out)), "tutorial_sweep")
+    with tempfile.TemporaryDirectory() as out:
+        references = "data/maps/coast.png data/maps/ring.png data/references/photo_cat.png"
+        made = run(f"sample.py --ckpt relief64 --ref {references} --factor 4 8 16 --num-samples 2 --out OUT", out)
+        save(Image.open(made / "grid.png").convert("RGB"), "tutorial_references")
