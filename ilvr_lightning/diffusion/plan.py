@@ -268,7 +268,7 @@ DEFAULT_PRESET = "fast"
 
 def as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
     """A setting that is one value, or one per image, as a tuple."""
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 def sigmas_per_image(sigma: float | tuple[float, ...]) -> tuple[float, ...]:

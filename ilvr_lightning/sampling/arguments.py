@@ -151,7 +151,8 @@ def make_parser() -> Parser:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="reference images: files, folders, globs, or rows of a data set, DATASET:SPLIT or DATASET:SPLIT[A:B]",
+        help="reference images: files, folders, globs, or rows of a data set, DATASET:SPLIT or DATASET:SPLIT[A:B]; "
+        "CONFIG.yaml:validation[A:B] are those that a training holds out",
     )
     add("--ckpt", metavar="PATH",
         help="a checkpoint, of another program too, or the name of a bundled model; default: the newest run's last "

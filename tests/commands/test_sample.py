@@ -141,7 +141,7 @@ def test_find_images_is_what_ref_uses(reference: Path) -> None:
         ("--ref data/toon:test[900:]", "it holds 500 images"),
         ("--ref a.png --out text.png/out", "--out: cannot write to"),
         ("--ref a.png --ckpt none.ckpt", "there is no checkpoint"),
-        ("--ref a.png --ckpt toon32", "animals64 and toon64"),
+        ("--ref a.png --ckpt toon32", "the bundled models are animals64, relief64, toon64"),
         ("a.png --unconditional", "a.png; a reference image is given by --ref"),
         ("--ref a.png --ckpt text.png", "text.png is no checkpoint"),
     ],
