@@ -164,7 +164,7 @@ def find_images(patterns: Sequence[str], flag: str = "--ref") -> list[Path]:
             if not glob.has_magic(pattern):
                 raise UserError(f"{flag}: there is no file or folder {pattern}")
         if not matches:
-            raise UserError(f"{flag}: no images in {pattern}; known endings are {' '.join(SUFFIXES)}")
+            raise UserError(f"{flag}: no images in {pattern}; the known endings are {' '.join(SUFFIXES)}")
         found.update(dict.fromkeys(matches))
     return list(found)
 

@@ -120,7 +120,7 @@ class CompiledForward:
                 # A CUDA graph writes its next result into the same memory.
                 return output if torch.is_grad_enabled() else output.clone()
             except Exception as error:  # a compiler may raise anything
-                say(f"note         torch.compile failed ({first_line(error)}); running uncompiled. "
+                say(f"note         torch.compile failed ({first_line(error)}), and the run continues without it. "
                     "compile=false (--compile false) skips the attempt")  # fmt: skip
                 self._compiled = None
         output = self.network(x, t)

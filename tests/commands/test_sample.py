@@ -118,7 +118,7 @@ def test_find_images_is_what_ref_uses(reference: Path) -> None:
         ("--ref a.png --variance small", "--variance is a setting of --sampler ddpm; dpmpp_2m does not read it"),
         ("--ref a.png --preset paper --eta 1", "--eta is a setting of --sampler ddim or dpmpp_2m"),
         ("--ref a.png --candidates 0", "--candidates must be from 1 to 1000: got 0"),
-        ("--ref a.png --candidates 2 --trajectory", "--trajectory shows one run: give it without --candidates"),
+        ("--ref a.png --candidates 2 --trajectory", "--trajectory shows one run, and excludes --candidates"),
         ("--unconditional --candidates 2", "--candidates needs --ref"),
         ("--ref a.png --num-samples 0", "--num-samples must be at least 1: got 0"),
         ("--unconditional --num-samples 1000000000", "these are 1000000000 images, and a run makes at most 10000000"),
