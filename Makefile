@@ -43,10 +43,11 @@ demo: demo-env
 		--ref data/references/photo_astronaut.png data/references/painting_*.png data/references/scribble_*.png
 	$(PYTHON) sample.py --ckpt animals64 --factor 32 16 8 --num-samples 2 --out samples/demo/animals64 --overwrite $(SAMPLE) \
 		--ref data/references/photo_cat.png data/references/field_*.png data/references/painting_*re*.png
+	$(PYTHON) sample.py --ckpt relief64 --factor 4 --range 1000:500 --out samples/demo/relief64 --overwrite $(SAMPLE) --ref data/maps
 	$(PYTHON) train.py configs/toon32.yaml trainer.max_steps=600 trainer.default_root_dir=samples/demo/runs \
 		grid.every_n_epochs=0 grid.every_n_steps=100 calibration.images=0 $(TRAIN)
 	@echo
-	@echo "images       samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the training, from noise to rough faces: samples/demo/runs/toon32/*/grids/"
+	@echo "images       samples/demo/{toon64,animals64,relief64}/grid.png; of the training, from noise to rough faces: samples/demo/runs/toon32/*/grids/"
 	@echo "tensorboard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
 
 test: test-env

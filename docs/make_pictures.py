@@ -62,7 +62,11 @@ PICTURES_BY_NAME = {
         references=[f"{REFERENCES}photo_cat.png", *FIELDS[1:], f"{REFERENCES}painting_red_hair.png"],
         columns={"samples, N=32": {"factor": 32}, "samples, N=16": {"factor": 16}},
     ),
-    "use_paint": Picture(model="toon64", references=FIELDS[:1], columns={"samples, N=16": {"factor": 16}}),
+    "use_paint": Picture(
+        model="relief64",
+        references=["data/maps/heart.png"],
+        columns={"samples, N=4, --range 1000:500": {"factor": 4, "condition_to": 500}},
+    ),
     "use_translation": Picture(
         model="animals64", references=[f"{REFERENCES}photo_astronaut.png"], columns={"samples, N=16": {"factor": 16}}
     ),

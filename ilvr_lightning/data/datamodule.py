@@ -14,17 +14,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ilvr_lightning.config.load import from_dict
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.dataset import Batch, ImageBatches, ImageDataset
-from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import from_tensor
 from ilvr_lightning.data.order import ShuffledOrder, WindowedOrder, rank_share
 from ilvr_lightning.data.references import Reference, find_references
-from ilvr_lightning.data.shards import ParquetSource, open_shards
-from ilvr_lightning.data.sources import open_source
+from ilvr_lightning.data.shards import ParquetSource
+from ilvr_lightning.data.splits import open_splits
 from ilvr_lightning.data.streaming import StreamBatches, stream_order
-from ilvr_lightning.data.survey import count_further_pages, find_range
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.signals import STATUS
 
 
@@ -121,22 +118,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Open the data set once; every rank reads the same rows."""
         if self.train is not None:
             return
-        streaming = self.config.streaming
-        train, validation = open_shards(self.config) if streaming else open_source(self.config, self.seed)
-        same_pictures = validation.part == "held out"
-        self._look([validation] if streaming else [train] if same_pictures else [train, validation])
-        self.train = ImageDataset(train, self.config, self.cache, keep=not streaming)
-        # What is held out is cut into tiles where training crops at random, so that each validation sees the same.
-        fixed = dataclasses.replace(self.config, crop="tiles", streaming=False)
-        self.validation = ImageDataset(validation, fixed if self.config.crop == "random" else self.config, self.cache)
-
-    def _look(self, images: Sequence[ImageSource]) -> None:
-        """Settle the range of values, and say what is left out."""
-        if self.config.known_range is None and (found := find_range(images, self.config)) is not None:
-            self.config = dataclasses.replace(self.config, value_range=found[0])
-            say(f"values       {found[1]}")
-        if self.config.pages == "first" and (further := sum(map(count_further_pages, images))):
-            say(f"pages        at least {further:,} pages of TIFFs are left out; data.pages=all takes them")
+        self.config, self.train, self.validation = open_splits(self.config, self.seed, self.cache)
 
     @property
     def counts(self) -> str:

@@ -235,15 +235,13 @@ def _places_in_dataset(match: re.Match[str], flag: str) -> list[Place]:
 def _training_images(config: DataConfig) -> ImageSource:
     """The images that the training with a config sees, or validates on: decoded, scaled and cropped, not mirrored."""
     from ilvr_lightning.config.load import load_config
-    from ilvr_lightning.data.datamodule import ImageDataModule
+    from ilvr_lightning.data.splits import open_splits  # which imports `datasets`
 
-    splits = ("train", "validation")
-    if config.split not in splits:
-        raise UserError(f"the splits of a config are {' and '.join(splits)}")
-    module = ImageDataModule(load_config([str(config.path)]).data)
-    module.setup()
-    images = dict(zip(splits, (module.train, module.validation), strict=True))[config.split]
-    assert images is not None
+    if config.split not in ("train", "validation"):
+        raise UserError("the splits of a config are train and validation")
+    whole = load_config([str(config.path)])
+    _, train, validation = open_splits(whole.data, whole.seed)
+    images = train if config.split == "train" else validation
 
     def encoded(row: int) -> bytes:
         file = io.BytesIO()

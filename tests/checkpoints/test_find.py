@@ -96,7 +96,7 @@ def test_the_short_way_is_taken_from_a_folder_above_alone(monkeypatch: pytest.Mo
 def test_what_is_not_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--ckpt is empty"):
         find_checkpoint("")
-    with pytest.raises(UserError, match="no such file or folder, and the bundled models are other and toon64"):
+    with pytest.raises(UserError, match="no such file or folder, and the bundled models are other, toon64"):
         find_checkpoint("tune64")
     monkeypatch.setattr(find, "BUNDLED", here / "nowhere")
     with pytest.raises(UserError, match="no models are bundled here"):

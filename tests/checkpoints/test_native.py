@@ -117,7 +117,7 @@ def test_the_configuration_of_a_run(tmp_path: Path) -> None:
         ({"hyper_parameters": {}}, "no checkpoint of train.py"),
         ({"hyper_parameters": {"config": {"model": {"channels": -3}}}}, "model.channels must be at least 1"),
         ({"hyper_parameters": {"config": {"no_such_key": 3}}}, "no_such_key"),
-        ({"state_dict": {"a": 1}}, "holds no ema weights that load"),
+        ({"state_dict": {"a": 1}}, "holds no ema weights that can be loaded"),
     ],
 )
 def test_checkpoints_that_no_run_can_resume(change: dict[str, Any], message: str, tmp_path: Path) -> None:
