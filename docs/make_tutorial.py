@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ilvr_lightning.data.images import Pixels, to_pixels
+from ilvr_lightning.data.images import Pixels
 from ilvr_lightning.visual.grids import Column, draw_grid
 
 ROOT = Path(__file__).parents[1]
@@ -51,18 +51,6 @@ def run(command: str, folder: str) -> Path:
     return Path(folder)
 
 
-def draw_sweep(folder: Path) -> Image.Image:
-    """What --sweep made of a reference: a row for each N, a column for each range."""
-    samples = {path: path.stem.split("_") for path in folder.glob("heart_N*_t*_0.png")}
-    factors = sorted({int(words[1][1:]) for words in samples.values()})
-    ranges = sorted({words[2][1:] for words in samples.values()}, key=lambda r: int(r.split("-")[1]))
-    columns = []
-    for each in ranges:
-        rows = [[to_pixels(Image.open(folder / f"heart_N{n}_t{each}_0.png").convert("RGB"))] for n in factors]
-        columns.append(Column(label=each.replace("-", ":"), rows=rows))
-    return draw_grid(columns, f"--range across; N = {', '.join(map(str, factors))} from the top")
-
-
 def save(image: Image.Image, name: str) -> None:
     """As JPEG, because maps are as large as photographs in PNG."""
     image.save(PICTURES / f"{name}.jpg", quality=80, optimize=True)
@@ -75,7 +63,7 @@ if __name__ == "__main__":
         save(Image.open(next(made.rglob("look.png"))).convert("RGB"), "tutorial_look")
     with tempfile.TemporaryDirectory() as out:
         sweep = "sample.py --ckpt relief64 --ref data/maps/heart.png --sweep --num-samples 1 --out OUT"
-        save(draw_sweep(run(sweep, out)), "tutorial_sweep")
+        save(Image.open(run(sweep, out) / "heart_grid.png").convert("RGB"), "tutorial_sweep")
     with tempfile.TemporaryDirectory() as out:
         references = "data/maps/coast.png data/maps/ring.png data/references/photo_cat.png"
         made = run(f"sample.py --ckpt relief64 --ref {references} --factor 4 8 16 --num-samples 2 --out OUT", out)

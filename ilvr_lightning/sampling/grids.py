@@ -76,10 +76,22 @@ class SampleGrids:
             return reference_columns(
                 references, factors, plans[0], lambda row, factor: self._tiles(groups[row], factors.index(factor))
             )
+        if len(groups) == 1:
+            return list(self._table(references[0], groups[0], factors))
         return [
             Column(label="reference", rows=[[r.preview()] for r in references]),
             *(column for factor in factors for column in self._columns_of_ranges(references, groups, factor)),
         ]
+
+    def _table(self, reference: Reference, group: int, factors: Sequence[int]) -> Iterator[Column]:
+        """The samples of one reference: a row per factor, with its low-pass image, and a column per range."""
+        yield Column(label="reference", rows=[[reference.preview()]])
+        plans = self.requests.plans
+        low = [low_pass_pixels([reference], factor, plans[0]) for factor in factors]
+        yield Column(label=f"low-pass, N={', '.join(map(str, factors))}", rows=low)
+        for first, last in dict.fromkeys((plan.condition_from, plan.condition_to) for plan in plans):
+            numbers = [i for i, plan in enumerate(plans) if (plan.condition_from, plan.condition_to) == (first, last)]
+            yield Column(label=f"t {first} to {last}", rows=[self._tiles(group, number) for number in numbers])
 
     def _columns_of_ranges(
         self, references: Sequence[Reference], groups: Sequence[int], factor: int

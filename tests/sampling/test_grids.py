@@ -1,11 +1,13 @@
 """The grids that a run ends with."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from ilvr_lightning.sampling import grids
 from ilvr_lightning.sampling.folder import SampleFolder
@@ -40,6 +42,12 @@ def test_a_sweep_of_ranges_is_one_grid(run: Run, references: Path) -> None:
             found = tile(out / "grid.png", left, HEADER + row * (TILE + GAP))
             same = settings != "" and (found == pixels(out / f"{name}_{settings}_0.png")).all()
             assert same == (settings != ""), (name, settings)
+    left = 2 * (MARGIN + TILE) + MARGIN  # the grid of one reference: factors down, ranges across
+    left += max(0, math.ceil(ImageFont.load_default(14).getlength("low-pass, N=2, 4")) - TILE)
+    for column, span in enumerate(("25-0", "25-12")):
+        for row, factor in enumerate((2, 4)):
+            found = tile(out / "b_grid.png", left + column * (TILE + MARGIN), HEADER + row * (TILE + GAP))
+            assert (found == pixels(out / f"b_N{factor}_t{span}_0.png")).all(), (factor, span)
 
 
 def test_unconditional_images_in_rows(run: Run) -> None:
