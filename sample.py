@@ -43,7 +43,7 @@ def sample(args: Arguments) -> int:
     loader = SampleLoader(requests, folder.missing(), args.batch_size)  # a second start continues the first
     stop, grids, writer = StopOnSignal(), SampleGrids(folder), SampleWriter(folder, loader)
     trainer = make_predictor(args.device, args.devices, [stop, ILVRGrid.of_samples(grids), writer])
-    sampler = ILVRSampler(denoiser, shape, args.precision, args.compile, trainer.strategy.root_device)
+    sampler = ILVRSampler(denoiser, shape, args.precision, args.compile, trainer.strategy.root_device, loader.passes)
     say(f"samples      {len(loader.todo)} to make, {len(requests) - len(loader.todo)} already there")
     with stop.listening():
         trainer.predict(sampler, datamodule=loader, return_predictions=False)

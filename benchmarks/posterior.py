@@ -395,6 +395,7 @@ def make_parser() -> argparse.ArgumentParser:
                         "thousand steps, too")  # fmt: skip
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile the network for batches of --batch-size")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=10, help="of the network that sees attributes")
     parser.add_argument("--accuracy", type=float, default=0.9, help="attributes seen less often are not used")
@@ -418,7 +419,7 @@ def main() -> None:
     y = torch.stack([r.tensor for r in references])
     tables = {factor: rows(loaded, factor) for factor in args.factor}
     device = torch.device(args.device)
-    sampler = ILVRSampler(loaded, loaded.image_shape, args.precision, False, device).to(device)
+    sampler = ILVRSampler(loaded, loaded.image_shape, args.precision, args.compile, device).to(device)
     setting = Setting(sampler=sampler, references=references, samples=args.samples, batch=args.batch_size)
     for factor, table in tables.items():
         results = {}

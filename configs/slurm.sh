@@ -1,7 +1,7 @@
 #!/bin/bash
 # sbatch configs/slurm.sh CONFIG.yaml [key=value ...]
-# One task per GPU. Two minutes before its time is over, the job saves, ends with status 75, and is queued again under
-# its own number, which names the run's folder. A job that is preempted does the same.
+# Starts one task per GPU. Two minutes before its time is over, the job saves a checkpoint, ends with status 75, and is
+# queued again under its own number, which names the run's folder. A job that is preempted does the same.
 #SBATCH --job-name=ilvr_lightning
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4

@@ -18,7 +18,7 @@ copyright = "the authors of ilvr_lightning; MIT licence"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["examples/*"]
 
-myst_heading_anchors = 4  # links such as running.md#resuming, as GitHub has them
+myst_heading_anchors = 4  # links such as guide.md#translation, as GitHub has them
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

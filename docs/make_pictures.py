@@ -1,14 +1,19 @@
-"""Draw the pictures of the README with the bundled models: python docs/make_pictures.py [NAME ...]
+"""Draw the pictures of README.md and docs/guide.md with the bundled models: python docs/make_pictures.py [NAME ...]
 
-Each shows references, and beside them samples that follow them: by the preset fast, from the seed 0. Nothing but the
-references was chosen by hand.
+Each shows references, and beside them samples that follow them: by the preset fast, from the seed 0. The references and
+settings were chosen by hand; the samples are the first ones.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ilvr_lightning.checkpoints.find import BUNDLED
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
@@ -24,37 +29,81 @@ PICTURES = ROOT / "docs" / "pictures"
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What one file shows."""
+    """What one file shows: references, and beside each of them samples by the preset fast, in labelled columns."""
 
     model: str
     references: Sequence[str]
     """As sample.py --ref takes them, from the project's folder."""
-    factors: Sequence[int]
-    samples: int
-    """The number of samples per reference and factor."""
-    title: str = ""
-    condition_to: int = 0
-    """The timestep at which the reference is let go."""
+    columns: Mapping[str, Mapping[str, Any]]
+    """What each column changes in the preset, by its label."""
+    samples: int = 3
+    """The number of samples per reference and column."""
+    spoil: Callable[[Tensor], Tensor] = lambda reference: reference
+    """What is done to each reference (C, H, W) first."""
+
+
+def thumbnail(reference: Tensor) -> Tensor:
+    """The reference as it looks when it is enlarged from 8 px."""
+    small = interpolate(reference[None], size=8, mode="area")
+    return interpolate(small, size=reference.shape[1:], mode="bicubic")[0].clamp(-1, 1)
+
+
+def noisy(reference: Tensor) -> Tensor:
+    """The reference with noise of the standard deviation 0.2."""
+    return reference + 0.2 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(0))
 
 
 REFERENCES = "data/references/"
 FIELDS = [f"{REFERENCES}field_{name}.png" for name in ("copper_on_blue", "dark_on_yellow", "silver_on_plum")]
 PICTURES_BY_NAME = {
-    "paint": Picture(model="toon64", references=FIELDS, factors=[16], samples=6),
+    "paint": Picture(model="toon64", references=FIELDS, columns={"samples, N=16": {"factor": 16}}, samples=6),
     "animals": Picture(
         model="animals64",
         references=[f"{REFERENCES}photo_cat.png", *FIELDS[1:], f"{REFERENCES}painting_red_hair.png"],
-        factors=[32, 16],
-        samples=3,
+        columns={"samples, N=32": {"factor": 32}, "samples, N=16": {"factor": 16}},
     ),
-    "use_paint": Picture(model="toon64", references=FIELDS[:1], factors=[16], samples=3),
+    "use_paint": Picture(model="toon64", references=FIELDS[:1], columns={"samples, N=16": {"factor": 16}}),
     "use_translation": Picture(
-        model="toon64", references=[f"{REFERENCES}painting_blond_bob.png"], factors=[8], samples=3
+        model="animals64", references=[f"{REFERENCES}photo_astronaut.png"], columns={"samples, N=16": {"factor": 16}}
     ),
     "use_editing": Picture(
-        model="toon64", references=[f"{REFERENCES}scribble_chalk.png"], factors=[4], samples=3, condition_to=200
+        model="toon64",
+        references=[f"{REFERENCES}scribble_chalk.png"],
+        columns={"samples, N=4": {"factor": 4, "condition_to": 200}},
     ),
-    "use_variation": Picture(model="animals64", references=["data/animals:test[7:8]"], factors=[16], samples=3),
+    "use_variation": Picture(
+        model="animals64", references=["data/animals:test[7:8]"], columns={"samples, N=16": {"factor": 16}}
+    ),
+    "fails_muddle": Picture(
+        model="toon64",
+        references=[f"{REFERENCES}photo_cat.png"],
+        columns={"symptom: N=4": {"factor": 4}, "remedy: N=16": {"factor": 16}},
+    ),
+    "fails_blur": Picture(
+        model="toon64",
+        references=["data/toon:test[5:6]"],
+        columns={"symptom: N=4": {"factor": 4}, "remedy: N=8": {"factor": 8}},
+        spoil=thumbnail,
+    ),
+    "fails_grain": Picture(
+        model="toon64",
+        references=["data/toon:test[5:6]"],
+        columns={
+            "symptom: N=4": {"factor": 4},
+            "remedy: the noise is known": {"factor": 4, "reference_sigma": 0.2},
+        },
+        spoil=noisy,
+    ),
+    "fails_tint": Picture(
+        model="toon64",
+        references=["data/toon:test[4:5]"],
+        columns={"symptom: N=8, 1000:500": {"condition_to": 500}, "remedy: N=8, 1000:0": {}},
+    ),
+    "fails_ignored": Picture(
+        model="toon64",
+        references=[f"{REFERENCES}painting_blond_bob.png"],
+        columns={"symptom: N=32": {"factor": 32}, "remedy: N=8": {"factor": 8}},
+    ),
 }
 
 
@@ -64,13 +113,13 @@ def model(name: str) -> LoadedDenoiser:
     return load_denoiser(BUNDLED / name, say=None)
 
 
-def samples(picture: Picture, reference: Reference, factor: int) -> list[Pixels]:
+def samples(picture: Picture, reference: Reference, changes: Mapping[str, Any]) -> list[Pixels]:
     """Samples that follow a reference, as sample.py makes them."""
     denoiser = model(picture.model)
     seeds = [image_seed(0, reference.sha256, k) for k in range(picture.samples)]
-    plan = replace(denoiser.preset("fast", factor), condition_to=picture.condition_to)
-    x = generate(denoiser, plan, seeds=seeds, shape=denoiser.image_shape, reference=reference.tensor[None])
-    return list(from_tensor(x))
+    y = picture.spoil(reference.tensor)[None]
+    plan = denoiser.preset("fast", **changes)
+    return list(from_tensor(generate(denoiser, plan, seeds=seeds, shape=denoiser.image_shape, reference=y)))
 
 
 def draw(name: str) -> None:
@@ -78,12 +127,12 @@ def draw(name: str) -> None:
     picture = PICTURES_BY_NAME[name]
     patterns = [pattern if ":" in pattern else str(ROOT / pattern) for pattern in picture.references]
     references = find_references(patterns, model(picture.model).image_shape, "crop")
-    columns = [Column(label="reference", rows=[[r.preview()] for r in references])]
-    for factor in picture.factors:
-        rows = [samples(picture, reference, factor) for reference in references]
-        columns.append(Column(label=f"samples, N={factor}", rows=rows))
+    shown = [from_tensor(picture.spoil(r.tensor)[None])[0] for r in references]
+    columns = [Column(label="reference", rows=[[pixels] for pixels in shown])]
+    for label, changes in picture.columns.items():
+        columns.append(Column(label=label, rows=[samples(picture, reference, changes) for reference in references]))
     PICTURES.mkdir(exist_ok=True)
-    draw_grid(columns, picture.title).save(PICTURES / f"{name}.png", optimize=True)
+    draw_grid(columns, "").save(PICTURES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

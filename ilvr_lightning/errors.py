@@ -98,4 +98,4 @@ def did_you_mean(given: str, known: Sequence[str], listing: str = "--help") -> s
     meant = nearest[0] if len(nearest) == 1 else None
     if meant is not None:
         return f"did you mean {meant}?"
-    return f"known are {', '.join(known)}" if len(known) < 12 else f"{listing} lists what is known"
+    return f"the known ones are {', '.join(known)}" if len(known) < 12 else f"{listing} lists what is known"

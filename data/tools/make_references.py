@@ -1,8 +1,8 @@
-"""Makes the reference pictures in references/: `python data/tools/make_references.py`.
+"""Makes the reference pictures in references/ and maps/: `python data/tools/make_references.py`.
 
 Two are crops of photographs in scikit-image's package: astronaut.png (NASA, public domain) and chelsea.png
 (a cat, CC0 by Stefan van der Walt). One is a held-out toon with strokes painted over it.
-All others are drawn here. Their heads lie where those of the toon set lie.
+All others are drawn here. Their heads lie where those of the toon set lie. The maps are flat drawings of land and sea.
 """
 
 import hashlib
@@ -19,7 +19,6 @@ from make_sets import HERE, draw, write_checksums
 
 SIZE = 256
 CANVAS = 3 * SIZE  # everything is drawn at three times the size; coordinates run from 0 to 1
-FOLDER = HERE / "references"
 
 Point = tuple[float, float]
 Rgb = tuple[int, int, int]
@@ -336,6 +335,46 @@ def photograph(name: str) -> Image.Image:
     return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=PHOTOGRAPHS[name])
 
 
+SEA, GREEN, SAND, ROCK = "1e6edc", "78be5a", "e6c896", "966e28"
+
+
+def heart(x: float, y: float, size: float) -> list[Point]:
+    """The outline of a heart; `size` is half its width."""
+    around = (2 * math.pi * i / 200 for i in range(200))
+    return [
+        (x + size * math.sin(t) ** 3,
+         y - size * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
+        for t in around
+    ]  # fmt: skip
+
+
+def circle(x: float, y: float, radius: float) -> list[Point]:
+    around = (2 * math.pi * i / 200 for i in range(200))
+    return [(x + radius * math.cos(t), y + radius * math.sin(t)) for t in around]
+
+
+def flat_map(*areas: tuple[str, Sequence[Point]]) -> Image.Image:
+    """Areas of flat colour in the sea, with soft edges."""
+    picture = Image.new("RGB", (CANVAS, CANVAS), rgb(SEA))
+    drawer = ImageDraw.Draw(picture)
+    for colour, outline in areas:
+        drawer.polygon(scaled(outline), fill=rgb(colour))
+    return picture.filter(ImageFilter.GaussianBlur(9)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+
+
+MAPS: dict[str, Callable[[], Image.Image]] = {
+    "heart": lambda: flat_map((GREEN, heart(0.5, 0.46, 0.39)), ("c8963c", heart(0.5, 0.46, 0.21))),
+    "ring": lambda: flat_map((SAND, circle(0.5, 0.5, 0.385)), (SEA, circle(0.5, 0.5, 0.19))),
+    "coast": lambda: flat_map(
+        (SAND, ((0, 0), (0.59, 0), (0.35, 0.47), (0.55, 1), (0, 1))), (ROCK, ((0, 0), (0.24, 0), (0.12, 1), (0, 1)))
+    ),
+    "chain": lambda: flat_map(
+        *((GREEN, circle(x, y, r)) for x, y, r in (
+            (0.23, 0.23, 0.09), (0.43, 0.35, 0.06), (0.59, 0.51, 0.1), (0.74, 0.7, 0.075), (0.86, 0.86, 0.05),
+        ))
+    ),
+}  # fmt: skip
+
 REFERENCES: dict[str, Callable[[], Image.Image]] = {
     "photo_astronaut": lambda: photograph("astronaut"),
     "photo_cat": lambda: photograph("cat"),
@@ -352,14 +391,19 @@ REFERENCES: dict[str, Callable[[], Image.Image]] = {
 }
 
 
+PICTURES = {"references": REFERENCES, "maps": MAPS}
+"""What is drawn, by the folder that it goes into."""
+
+
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    checksums = {}
-    for name, make in REFERENCES.items():
-        picture = make()
-        picture.save(FOLDER / f"{name}.png", optimize=True)
-        checksums[name] = hashlib.sha256(picture.tobytes()).hexdigest()
-    write_checksums({"references": checksums})
+    for folder, pictures in PICTURES.items():
+        (HERE / folder).mkdir(exist_ok=True)
+        checksums = {}
+        for name, make in pictures.items():
+            picture = make()
+            picture.save(HERE / folder / f"{name}.png", optimize=True)
+            checksums[name] = hashlib.sha256(picture.tobytes()).hexdigest()
+        write_checksums({folder: checksums})
 
 
 if __name__ == "__main__":

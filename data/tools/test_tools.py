@@ -55,10 +55,10 @@ def test_attributes_are_those_of_the_drawings(name: str, split: str) -> None:
         assert parts == make_sets.drawing(name, split, index).parts, index
 
 
-@pytest.mark.parametrize("name", sorted(make_references.REFERENCES))
-def test_script_draws_the_stored_reference(name: str) -> None:
-    with Image.open(DATA / "references" / f"{name}.png") as stored:
-        assert make_references.REFERENCES[name]().tobytes() == stored.tobytes()
+@pytest.mark.parametrize(("folder", "name"), [(f, n) for f, names in make_references.PICTURES.items() for n in names])
+def test_script_draws_the_stored_reference(folder: str, name: str) -> None:
+    with Image.open(DATA / folder / f"{name}.png") as stored:
+        assert make_references.PICTURES[folder][name]().tobytes() == stored.tobytes()
 
 
 def test_script_crops_the_stored_map() -> None:

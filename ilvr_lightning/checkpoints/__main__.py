@@ -88,9 +88,9 @@ def export(args: argparse.Namespace) -> int:
 
     check_target(args.out)
     if args.training_images and not args.calibrate:
-        raise UserError("--training-images is for --calibrate; give held-out images, too")
+        raise UserError("--training-images needs --calibrate; give held-out images with --calibrate")
     if args.calibrate and args.to != "safetensors":
-        raise UserError(f"--calibrate is for --to safetensors; {args.to} cannot hold octave_gains")
+        raise UserError(f"--calibrate needs --to safetensors, because {args.to} cannot hold what is calibrated")
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     if args.calibrate:
         _calibrate(loaded, args.calibrate, args.training_images)
@@ -137,7 +137,7 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) 
     print("\n".join(loaded.description.gain_lines()))
     every = [gain for by_factor in found.octave_gains.values() for each in by_factor.values() for gain in each]
     if any(abs(gain - 1) > MAX_CHANGE - 1e-3 for gain in every):
-        print("note         a gain is at its limit: are the images of the training domain, and enough of them?")
+        print("note         a gain is at its limit; give more images, and only images like the training images")
 
 
 if __name__ == "__main__":

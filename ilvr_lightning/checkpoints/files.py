@@ -58,7 +58,7 @@ def read_weights(path: Path, weights: Weights = "ema") -> StateDict:
             warnings.simplefilter("ignore")  # about pickles, which are refused
             content, metadata = _open(path)
     except Exception as error:  # torch's unpickler raises anything on damaged files
-        raise UserError(f"{path} is no checkpoint, or a damaged one: {_reason(error)}") from None
+        raise UserError(f"{path} is no checkpoint, or it is damaged: {_reason(error)}") from None
     tensors, has_ema = _find_state_dict(path, content, weights)
     _check_tensors(path, tensors)
     return StateDict(
@@ -89,10 +89,10 @@ def _open(path: Path) -> tuple[Any, dict[str, str]]:
         start = file.read(32)
         file.seek(0)
         if start.startswith(b"version https://git-lfs"):
-            raise ValueError("it is a Git LFS pointer; fetch the file itself with git lfs pull")
+            raise ValueError("it is a Git LFS pointer; get the file itself with git lfs pull")
         if start.startswith(ZIP_START):
             if not is_intact(path):
-                raise ValueError("its end is missing, or a checksum is wrong; fetch it again")
+                raise ValueError("its end is missing, or a checksum is wrong; download it again")
             # torch.load maps files that it opens by itself, and takes every .safetensors for one.
             if path.suffix != ".safetensors":
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True), {}
@@ -132,7 +132,9 @@ def _find_state_dict(path: Path, content: Any, weights: Weights) -> tuple[dict[s
                 return state, bool(averages) or "current_model_state" in content
         if any(_is_state_dict(value) for value in content.values()):
             other = "raw" if weights == "ema" else "ema"
-            raise UserError(f"{path} holds no {weights} weights that load: found {found}; give --weights {other}")
+            raise UserError(
+                f"{path} holds no {weights} weights that can be loaded: found {found}; give --weights {other}"
+            )
     raise UserError(
         f"{path} is no checkpoint that loads: found {found}; "
         "python -m ilvr_lightning.checkpoints inspect --help lists what loads"
@@ -153,7 +155,9 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     for name, value in state.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or not value.is_floating_point():
             kind = "on no device" if value.is_meta else f"{value.layout}, {value.dtype}".replace("torch.", "")
-            raise UserError(f"{path}: the weight {name[:100]} is {kind}; plain floating-point weights load")
+            raise UserError(
+                f"{path}: the weight {name[:100]} is {kind}; only plain floating-point weights can be loaded"
+            )
     claimed = sum(math.prod(value.shape) * value.element_size() for value in state.values())
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     if claimed > sum(storages.values()):

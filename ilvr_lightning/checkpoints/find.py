@@ -49,7 +49,7 @@ def named_checkpoint(given: str | Path) -> Path:
     if not re.fullmatch(r"\w{1,100}", name) or Path(name).exists():
         return Path(given)
     if name not in models:
-        bundled = f"the bundled models are {' and '.join(models)}" if models else "no models are bundled here"
+        bundled = f"the bundled models are {', '.join(models)}" if models else "no models are bundled here"
         raise UserError(f"{name}: there is no such file or folder, and {bundled}")
     return _bundled(name)
 

@@ -88,7 +88,7 @@ def config_from_dict(values: Mapping[str, Any], say: Say | None = None) -> Confi
     try:
         layers = [OmegaConf.create(DEFAULTS_OF_OLD_CHECKPOINTS), _create(values)]
     except READ_ERRORS as error:
-        raise UserError(f"no config: {first_line(error)}") from None
+        raise UserError(f"this is not a config: {first_line(error)}") from None
     return _build(layers, say)
 
 

@@ -87,9 +87,9 @@ class DataConfig:
     channels: int = 3
     """3 for colour, 1 for greyscale."""
     value_range: Literal["auto", "percentile"] | tuple[float | int, float | int] = "auto"
-    """The values that are black and white in files of more than 8 bits: [low, high]; auto finds out by a sample of the
-    images whether they have 8, 10, 12, 14 or 16 bits, or which range floats have; percentile takes the sample's 0.1 and
-    99.9 percentiles. 8-bit images are 0 to 255 always."""
+    """The values that are black and white in files of more than 8 bits: [low, high]. auto looks at a sample of the
+    images to find whether they have 8, 10, 12, 14 or 16 bits, or which range floats have; percentile takes the 0.1 and
+    99.9 percentiles of the sample. 8-bit images are always 0 to 255."""
     pages: Literal["first", "all"] = "first"
     """The pages of a TIFF that are images."""
     scale: Literal["fit"] | float | int = "fit"
@@ -358,7 +358,7 @@ class TrainerConfig:
     enable_model_summary: bool = True
     """Print a summary of the network."""
     deterministic: bool | None = None
-    """Use deterministic algorithms alone."""
+    """Use only deterministic algorithms."""
     benchmark: bool | None = None
     """Let cuDNN choose the fastest algorithms by trying them."""
     profiler: str | None = None
@@ -426,11 +426,11 @@ class Config:
     """Checkpoint whose weights a new run starts from (fine-tuning): the name of a bundled model, such as toon64, or
     a file in any format that sample.py --ckpt loads."""
     init_remake_head: bool = False
-    """Keep the part of that checkpoint's output layer that predicts the mean, where model.learn_sigma differs."""
+    """If model.learn_sigma differs from that checkpoint's, keep the part of its output layer that predicts the mean."""
     logger: LoggerName | tuple[LoggerName, ...] = "tensorboard"
     """Where losses, grids and settings are logged: tensorboard, wandb (Weights & Biases), csv, or a list of these."""
     compile: Literal["auto", True, False] = "auto"
-    """Compile the network for training with torch.compile; auto does so on a GPU."""
+    """Compile the network for training with torch.compile; auto does so on a GPU, in runs of 5000 steps or more."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)

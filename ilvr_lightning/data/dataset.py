@@ -63,7 +63,7 @@ class ImageDataset(Dataset[Sample]):
             self.decoded, broken = decode_once(self.source, config, sizes, cache)
             self._leave_out(broken)
             sizes = [size for row, size in enumerate(sizes) if row not in broken]
-        elif config.crop != "center":
+        elif config.cache_mb and config.crop != "center":
             warnings.warn(
                 f"the pictures of {source.name} take {needed >> 20:,} MiB, more than data.cache_mb={config.cache_mb}: "
                 "each image decodes a picture anew; raise data.cache_mb or data.scale if this is slow",

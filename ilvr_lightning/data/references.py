@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from PIL import Image
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.fitting import Reference, fit_reference, masks_of, to_mask, with_mask
 from ilvr_lightning.data.image_source import ImageSource
-from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Fit, open_image
+from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Fit, from_tensor, open_image, to_image
 from ilvr_lightning.data.values import Range
 from ilvr_lightning.errors import UserError
 
@@ -163,13 +164,14 @@ def find_images(patterns: Sequence[str], flag: str = "--ref") -> list[Path]:
             if not glob.has_magic(pattern):
                 raise UserError(f"{flag}: there is no file or folder {pattern}")
         if not matches:
-            raise UserError(f"{flag}: no images in {pattern}; known endings are {' '.join(SUFFIXES)}")
+            raise UserError(f"{flag}: no images in {pattern}; the known endings are {' '.join(SUFFIXES)}")
         found.update(dict.fromkeys(matches))
     return list(found)
 
 
 DATASET_REFERENCE = re.compile(r"(?P<path>.+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
-"""References in a data set are written DATASET:SPLIT, or DATASET:SPLIT[A:B] for its rows from A to B - 1."""
+"""References in a data set are written DATASET:SPLIT, or DATASET:SPLIT[A:B] for its rows from A to B - 1. DATASET may
+be the config of a training; its splits are train and validation."""
 
 
 def find_references(
@@ -219,12 +221,33 @@ def find_places(given: Sequence[str], flag: str = "--ref") -> list[Place]:
 def _places_in_dataset(match: re.Match[str], flag: str) -> list[Place]:
     from ilvr_lightning.data.sources import open_split  # which imports `datasets`
 
-    split = match["split"]
+    split, of_config = match["split"], match["path"].endswith((".yaml", ".yml"))
     try:
-        images = open_split(DataConfig(path=match["path"], split=split))
+        images = (_training_images if of_config else open_split)(DataConfig(path=match["path"], split=split))
     except ValueError as error:
         raise UserError(f"{flag} {match[0]}: {error}") from None
     rows = range(len(images))[int(match["first"] or 0) : int(match["last"] or len(images))]
     if not rows:
         raise UserError(f"{flag} {match[0]}: it holds {len(images)} images, and the range asked for is empty")
     return [Place(f"{split}_{row}", images, row) for row in rows]
+
+
+def _training_images(config: DataConfig) -> ImageSource:
+    """The images that the training with a config sees, or validates on: decoded, scaled and cropped, not mirrored."""
+    from ilvr_lightning.config.load import load_config
+    from ilvr_lightning.data.datamodule import ImageDataModule
+
+    splits = ("train", "validation")
+    if config.split not in splits:
+        raise UserError(f"the splits of a config are {' and '.join(splits)}")
+    module = ImageDataModule(load_config([str(config.path)]).data)
+    module.setup()
+    images = dict(zip(splits, (module.train, module.validation), strict=True))[config.split]
+    assert images is not None
+
+    def encoded(row: int) -> bytes:
+        file = io.BytesIO()
+        to_image(from_tensor(images[row][0])).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+    return ImageSource(f"{config.path}:{config.split}", encoded, range(len(images)))

@@ -64,22 +64,22 @@ class SamplingPlan:
     eps_extrapolation: float = 0.0
     """How far matched noise is extrapolated from the last two eps: 0 (not at all) to 1."""
     low_band_gain: float = 0.0
-    """Largest gain of matched noise (docs/research.md): 0 takes the network's eps as it is; larger gains find the
-    reference's mode in fewer steps, and demand a more accurate network."""
+    """Largest gain of matched noise (docs/research.md). 0 takes the network's eps as it is. Larger gains find the
+    reference's mode in fewer steps, but need a more accurate network."""
     low_band_decay: float = 1.0
-    """With a gain: how fast the multiplier decays between levels, from 0 (not at all) to 1."""
+    """How fast the multiplier of the gain decays from one timestep to the next: 0 (not at all) to 1."""
     high_band_correction: float = 0.0
-    """How much of its regression on the low band's error the high band of the predicted x_0 is corrected by, from 0 to
-    1; it needs a checkpoint that knows the principal components of its training images."""
+    """How much the high band of the predicted x_0 is corrected, by its regression on the error of the low band: 0 (not
+    at all) to 1. The checkpoint must hold the principal components of its training images."""
     reference_sigma: float | tuple[float, ...] = 0.0
-    """Standard deviation of the noise that the reference itself has, for pixels in [-1, 1]: its low frequencies are
-    followed only as closely as that. One value, or one per image."""
+    """Standard deviation of the noise that the reference itself has, for pixels in [-1, 1]. Its low frequencies are
+    followed only up to this noise. One value, or one per image."""
     candidates: int = 1
-    """Number of runs per image, of which one is kept: each with a probability that is proportional to its evidence,
-    exp(-1/2 the integral of the low band's squared error over the snr). It costs as many times the evaluations."""
+    """Number of runs per image. One is kept, with a probability in proportion to its evidence: how well the network's
+    predictions agreed with the reference (docs/research.md). K runs cost K times the evaluations."""
     octave_gains: tuple[float, ...] = ()
-    """Multipliers of the octaves of the predicted x_0 above the filter's frequencies, the finest last: above 1 against
-    blur, below 1 against grain. With fewer gains than octaves, the coarsest octaves keep theirs."""
+    """Multipliers of the octaves of the predicted x_0 above the filter's frequencies, the finest last. Above 1 reduces
+    blur, below 1 reduces grain. With fewer gains than octaves, the coarsest octaves are not changed."""
     condition_from: int | tuple[int, ...] | None = None
     """The paper's a: a step is conditioned if the timestep that it goes to is in [condition_to, condition_from].
     Default: T. One value, or one per image."""
@@ -88,7 +88,7 @@ class SamplingPlan:
     respaced_range_t: int | None = None
     """range_t of the paper's released code: with steps counted down to 0, a step is conditioned above this number."""
     start_from: int | None = None
-    """Start at this timestep from the noised reference, not at T from noise (SDEdit, Meng et al. 2022)."""
+    """Start at this timestep from the noised reference, in place of T and noise (SDEdit, Meng et al. 2022)."""
     exact_low_band: bool = False
     """At the end, change the image as little as possible so that it is in [-1, 1] and, rounded to 8 bits and
     downsampled by N, equals the downsampled reference to within 1/255."""
@@ -268,7 +268,7 @@ DEFAULT_PRESET = "fast"
 
 def as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
     """A setting that is one value, or one per image, as a tuple."""
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 def sigmas_per_image(sigma: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from ilvr_lightning.checkpoints.description import add_override
 from ilvr_lightning.runtime.command import Parser, command
 from ilvr_lightning.sampling.arguments import image_size
 
-SETS = "a folder, DATASET:SPLIT, DATASET:SPLIT[A:B], or an npz file of 8-bit images"
+SETS = "a folder, DATASET:SPLIT, DATASET:SPLIT[A:B], CONFIG.yaml:train or :validation, or an npz file of 8-bit images"
 DEFAULT_FEATURES = ("efflite",)
 DEFAULT_REPLICATES = 100
 
@@ -73,7 +73,9 @@ def make_parser() -> Parser:
     each.set_defaults(run=_memorised, parser=each)
     each.add_argument("samples", metavar="SAMPLES", help=SETS)
     each.add_argument("training", metavar="TRAINING", help="what the model was trained on; mirror images count, too")
-    each.add_argument("held_out", metavar="HELD_OUT", help="at least 100 images like those, not trained on")
+    each.add_argument(
+        "held_out", metavar="HELD_OUT", help="images like those, not trained on: 20 or more, and better 100"
+    )
     each.add_argument("--sheet", type=Path, metavar="FILE", help="draw the 32 samples nearest to a training image")
     _add_size(each)
     _add_features(each)

@@ -192,7 +192,7 @@ def column(
     described = describe(images, extractors, ranks)
     for name, each in ((images.name, described), ("REFERENCES", references)):
         if len(each) < 2:
-            raise UserError(f"{name} holds one image; sets are compared, so give at least 2, and better thousands")
+            raise UserError(f"{name} holds one image; give at least 2, because sets are compared, and better thousands")
     if described.is_grey != references.is_grey:
         grey, colour = ("SAMPLES", "REFERENCES") if described.is_grey else ("REFERENCES", "SAMPLES")
         raise UserError(f"{grey} are greyscale and {colour} in colour; give images of one kind")

@@ -114,7 +114,9 @@ def load_features(given: Sequence[str], device: str = "auto") -> list[Extractor]
     for each in given:
         name, _, weights = each.partition("=")
         if name not in FEATURES:
-            raise UserError(f"--features {name}: known are {', '.join(FEATURES)}, or NAME=FILE of its weights")
+            raise UserError(
+                f"--features {name}: the known names are {', '.join(FEATURES)}; NAME=FILE reads the weights from a file"
+            )
         if weights and not os.path.isfile(weights):
             raise UserError(f"--features {each}: there is no file {weights}")
         with _explained(f"--features {each}", f"give {name}=FILE of its weights"):

@@ -20,7 +20,9 @@ from ilvr_lightning.runtime.command import say
 from ilvr_lightning.visual.grids import Column, draw_grid
 
 CHANCE = 0.01
-"""This share of the held-out images count as copies."""
+"""This share of the held-out images count as copies; one of them, where they are fewer than a hundred."""
+FEWEST = 20
+"""Held-out images."""
 SHEET_COLUMNS, SHEET_ROWS = 4, 8
 """Pairs of a sample and its nearest training image on the sheet."""
 
@@ -35,22 +37,26 @@ def memorised(args: argparse.Namespace) -> int:
         open_images(given, args.image_size or samples.size, what)
         for given, what in ((args.training, "TRAINING"), (args.held_out, "HELD_OUT"))
     )
-    if len(held_out) < 1 / CHANCE:
-        raise UserError(
-            f"HELD_OUT holds {len(held_out)} images; at least {1 / CHANCE:.0f} are needed to know 1% of them"
-        )
+    if len(held_out) < FEWEST:
+        raise UserError(f"HELD_OUT holds {len(held_out)} images; at least {FEWEST} are needed")
+    chance = max(CHANCE, 1 / len(held_out))
     columns, notes = (
         {},
-        [INTERVAL, f"a copy is nearer to a training image than 99% of HELD_OUT are; {CHANCE} is chance"],
+        [
+            INTERVAL,
+            f"a copy is nearer to a training image than {1 - chance:.0%} of HELD_OUT are; {chance:.2g} is chance",
+        ],
     )
     with joined() as ranks:
         for number, extractor in enumerate(extractors):
             train = torch.cat([_features(training, extractor, ranks, mirrored) for mirrored in (False, True)])
             found, which = nearest(_features(samples, extractor, ranks), train)
             usual, _ = nearest(_features(held_out, extractor, ranks), train)
-            columns[extractor.label] = _figures(found, usual)
-            if float(usual.quantile(CHANCE)) == 0:
-                notes.append(f"{extractor.label}: 1% of HELD_OUT or more are training images, so that no copy is found")
+            columns[extractor.label] = _figures(found, usual, chance)
+            if float(usual.quantile(chance)) == 0:
+                notes.append(
+                    f"{extractor.label}: {chance:.0%} of HELD_OUT or more are training images, so that no copy is found"
+                )
             if args.sheet is not None and number == 0 and ranks.rank == 0:
                 sheet = draw_grid(_pairs(samples, training, found, which), f"nearest in {extractor.label}")
                 write_atomically(args.sheet, functools.partial(sheet.save, format="PNG"))
@@ -71,10 +77,10 @@ def _features(images: ImageSet, extractor: Extractor, ranks: Ranks, mirrored: bo
     return torch.cat(ranks.over_batches(len(images), batch))
 
 
-def _figures(found: Tensor, usual: Tensor) -> dict[str, Figure]:
+def _figures(found: Tensor, usual: Tensor, chance: float) -> dict[str, Figure]:
     def figures(i: Tensor, j: Tensor) -> dict[str, float]:
         return {
-            "copies, share of the samples": float(copies(found[i], usual[j], CHANCE).double().mean()),
+            "copies, share of the samples": float(copies(found[i], usual[j], chance).double().mean()),
             "nearest training image, median": float(found[i].median()),
             "nearest training image, median of held-out images": float(usual[j].median()),
         }

@@ -161,7 +161,7 @@ def _sampled(args: Arguments, denoiser: LoadedDenoiser) -> SampleFolder | None:
     folder = SampleFolder(args.out, requests, overwrite=args.overwrite)
     loader, stop = SampleLoader(requests, folder.missing(), args.batch_size), StopOnSignal()
     trainer = make_predictor(args.device, args.devices, [stop, SampleWriter(folder, loader)])
-    sampler = ILVRSampler(denoiser, shape, args.precision, args.compile, trainer.strategy.root_device)
+    sampler = ILVRSampler(denoiser, shape, args.precision, args.compile, trainer.strategy.root_device, loader.passes)
     say(f"samples      {len(loader.todo)} to make, {len(requests) - len(loader.todo)} already there")
     with stop.listening():
         trainer.predict(sampler, datamodule=loader, return_predictions=False)

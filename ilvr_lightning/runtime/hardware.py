@@ -84,9 +84,13 @@ def restore_memory_format(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
-def should_compile(asked: Compile, device: torch.device) -> bool:
-    """Whether to compile the network: as asked; auto means on a GPU."""
-    return device.type == "cuda" if asked == "auto" else asked
+WORTH_COMPILING = 5000
+"""On a GPU compilation takes 20 to 100 s, and saves about 10 ms per pass (docs/speed.md)."""
+
+
+def should_compile(asked: Compile, device: torch.device, passes: float) -> bool:
+    """Whether to compile the network: as asked; auto means on a GPU, in a run of so many passes that it pays."""
+    return device.type == "cuda" and passes >= WORTH_COMPILING if asked == "auto" else asked
 
 
 class CompiledForward:
@@ -116,7 +120,7 @@ class CompiledForward:
                 # A CUDA graph writes its next result into the same memory.
                 return output if torch.is_grad_enabled() else output.clone()
             except Exception as error:  # a compiler may raise anything
-                say(f"note         torch.compile failed ({first_line(error)}); running uncompiled. "
+                say(f"note         torch.compile failed ({first_line(error)}), and the run continues without it. "
                     "compile=false (--compile false) skips the attempt")  # fmt: skip
                 self._compiled = None
         output = self.network(x, t)

@@ -54,7 +54,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     with flags_in_errors():
         args.plan = _make_plan(args)
     if args.trajectory and args.plan.candidates > 1:
-        raise UserError("--trajectory shows one run: give it without --candidates")
+        raise UserError("--trajectory shows one run, and excludes --candidates; remove one")
     return args
 
 
@@ -121,7 +121,7 @@ def _make_plan(args: Arguments) -> SamplingPlan:
         changes["reference_sigma"] = args.reference_sigma
     plan = SamplingPlan.preset(args.preset, **changes)
     if args.reference_sigma == "auto" and plan.exact_low_band:
-        raise UserError("--exact-low-band keeps a reference's noise: give no --reference-sigma")
+        raise UserError("--exact-low-band keeps a reference's noise, and excludes --reference-sigma; remove one")
     for factor in args.factor:
         dataclasses.replace(plan, factor=factor)
     return plan
@@ -151,7 +151,8 @@ def make_parser() -> Parser:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="reference images: files, folders, globs, or rows of a data set, DATASET:SPLIT or DATASET:SPLIT[A:B]",
+        help="reference images: files, folders, globs, or rows of a data set, DATASET:SPLIT or DATASET:SPLIT[A:B]; "
+        "CONFIG.yaml:validation[A:B] are those that a training holds out",
     )
     add("--ckpt", metavar="PATH",
         help="a checkpoint, of another program too, or the name of a bundled model; default: the newest run's last "
@@ -170,12 +171,13 @@ def make_parser() -> Parser:
     add("--reproduce", metavar="FILE.png", help="make an image of sample.py again from the settings stored in it")
     add = groups["closely"].add_argument
     add("--factor", type=int, nargs="+", default=[], metavar="N",
-        help="the paper's N: small follows the reference closely, large leaves more to the model; each of several is "
-        "sampled (8)")  # fmt: skip
+        help="the paper's N: a small N follows the reference closely, a large N leaves more to the model; several "
+        "values are sampled side by side (8)")  # fmt: skip
     add("--range", type=_range, nargs="+", default=[], metavar="A:B",
-        help="follow the reference from timestep A down to B; each of several is sampled (T:0)")  # fmt: skip
+        help="follow the reference from timestep A down to B; several are sampled side by side (T:0)")  # fmt: skip
     add("--sweep", action="store_true",
-        help="every factor with every range; those that are not given are the paper's")  # fmt: skip
+        help="sample every factor with every range; unless given, factors 4, 8, 16 ... and ranges that end at 0, T/4, "
+        "T/2 and 3T/4")  # fmt: skip
     add("--mask", nargs="+", default=[], metavar="PATH",
         help="where the reference is followed: white to the end, grey during a part of the steps, black not at all; "
         "one mask for all references, or one per reference; a transparent reference is its own mask")  # fmt: skip
@@ -194,15 +196,20 @@ def make_parser() -> Parser:
     add("--format", type=_format, choices=tuple(FORMATS), default="png",
         help="png: one file per image, and their index metadata.jsonl; npz: packed beside them for ADM's evaluator "
         "(%(default)s)")  # fmt: skip
-    add("--trajectory", action="store_true", help="also save x_0 over the steps, a strip and an animation per image")
-    add("--overwrite", action="store_true", help="make again what the folder already holds")
+    add(
+        "--trajectory",
+        action="store_true",
+        help="also save the predicted image over the steps, as a strip and an animation per sample",
+    )
+    add("--overwrite", action="store_true", help="replace samples that the folder already holds")
     add = groups["computed"].add_argument
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="kind of device (%(default)s)")
     add("--devices", type=int, default=1, metavar="N", help="number of devices (%(default)s)")
     add("--batch-size", type=int, metavar="B", help=f"images sampled at once per device ({DEFAULT_BATCH_SIZE})")
     add("--precision", choices=("auto", "32", "bf16"), default="auto",
         help="precision of the network; auto: bf16 on a GPU that computes it fast, 32 elsewhere")  # fmt: skip
-    add("--compile", choices=("auto", "true", "false"), default="auto", help="compile the network; auto: on a GPU")
+    add("--compile", choices=("auto", "true", "false"), default="auto",
+        help="compile the network; auto: on a GPU, in runs that evaluate it for 5000 batches or more")  # fmt: skip
     add = groups["advanced"].add_argument
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged or raw weights (%(default)s)")
     add_override(groups["advanced"])

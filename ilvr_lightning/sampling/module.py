@@ -41,6 +41,7 @@ class ILVRSampler(pl.LightningModule):
         shape: (C, H, W) of the images.
         precision: auto, 32 or bf16, of the network alone: the reverse process always runs in float32.
         compile: whether to compile the network for the shape of the first batch.
+        passes: of the network in the whole run, which decide whether auto compiles it.
         device: where it will run, which decides what auto means.
     """
 
@@ -51,6 +52,7 @@ class ILVRSampler(pl.LightningModule):
         precision: str,
         compile: Compile,
         device: torch.device,
+        passes: int = 0,
     ) -> None:
         super().__init__()
         self.network = denoiser.network
@@ -59,7 +61,7 @@ class ILVRSampler(pl.LightningModule):
         cast_for_sampling(self.network, self.bf16)
         self._dtype = torch.bfloat16 if self.bf16 else torch.float32
         self._compiled: CompiledForward | None = None
-        if should_compile(compile, device):
+        if should_compile(compile, device, passes):
             self._compiled = CompiledForward(self.network, cuda_graphs=device.type == "cuda")
         self.denoiser = Denoiser(self._forward, denoiser.schedule, denoiser.prediction_type)
         """The network as a callable (x, t) -> Prediction, x (B, C, H, W) and t (B,) in 1..T."""
@@ -129,6 +131,12 @@ class SampleLoader(pl.LightningDataModule):
     def __init__(self, requests: SampleRequests, todo: Indices, batch_size: int) -> None:
         super().__init__()
         self.requests, self.todo, self.batch_size = requests, todo, batch_size
+
+    @property
+    def passes(self) -> int:
+        """How often the whole run evaluates the network for a batch, whether or not a part is there already."""
+        batches = -(-len(self.requests) // self.batch_size)
+        return batches * max((plan.evaluations for plan in self.requests.plans), default=0)
 
     def share(self, rank: int, world_size: int) -> Indices:
         """The positions of what a rank makes."""

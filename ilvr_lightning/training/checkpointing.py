@@ -111,7 +111,7 @@ class SaveCheckpoints(Checkpoint):
         if self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
         config, last = self.folder.parent / "config.yaml", self.folder / "last.ckpt"
-        say(f"\nstopped at step {trainer.global_step}, which is saved; to resume: "
+        say(f"\nstopped at step {trainer.global_step}; a checkpoint is saved. To resume: "
             f"python train.py {config} resume={last}")  # fmt: skip
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:

@@ -28,7 +28,7 @@ class TrainingLog(Callback):
 
     def __init__(self) -> None:
         self._step_ends: list[float] = []
-        self._since, self._since_step = time.perf_counter(), 0
+        self._since, self._since_step = 0.0, 0
         self._started = time.perf_counter()
         self._seconds_before = 0.0
 
@@ -43,6 +43,10 @@ class TrainingLog(Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 log_config(logger, _ddpm(pl_module).config, trainer.global_step)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that is resumed within an epoch does not start one.
+        self._since, self._since_step = time.perf_counter(), trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since, self._since_step = time.perf_counter(), trainer.global_step

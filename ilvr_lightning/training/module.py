@@ -76,12 +76,9 @@ class DDPM(pl.LightningModule):
         return (self.config.data.channels, *self.config.data.size)
 
     def prepare(self, trainer: pl.Trainer) -> None:
-        """Choose precision, memory format and compilation for the Trainer's device, before weights are loaded."""
-        device = trainer.strategy.root_device
+        """Choose precision and memory format for the Trainer's device, before weights are loaded."""
         trainer.precision_plugin.convert_module(self)
-        use_channels_last(self.network, device)
-        if should_compile(self.config.compile, device):
-            self._compiled = CompiledForward(self.network)
+        use_channels_last(self.network, trainer.strategy.root_device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the range of values that the data module found, with which references are read, and decay_steps."""
@@ -93,6 +90,8 @@ class DDPM(pl.LightningModule):
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "config": found}
 
     def on_train_start(self) -> None:
+        if should_compile(self.config.compile, self.device, last_step(self.trainer)):
+            self._compiled = CompiledForward(self.network)
         for optimizer in self.trainer.optimizers:
             restore_memory_format(optimizer)
         self._loss_sums = torch.zeros(5, 2, device=self.device)

@@ -229,5 +229,5 @@ def _newest_intact_checkpoint(root: Path) -> Path | None:
         if is_intact(path):
             return path
         if path.exists():
-            say(f"resume       auto: {path} is damaged, so an earlier one is taken")
+            say(f"resume       auto: {path} is damaged; an earlier one is used")
     return None

@@ -15,10 +15,15 @@ from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.metrics.bands import measure, octave_ratios
 from tests.support.paths import ROOT
 
-DATA = {"toon64": "data/toon", "animals64": "data/animals"}
+HELD_OUT = {
+    "toon64": f"{ROOT}/data/toon:test[100:116]",
+    "animals64": f"{ROOT}/data/animals:test[100:116]",
+    "relief64": f"{ROOT}/configs/relief64.yaml:validation[0:16]",
+}
+LICENCES = {"toon64": "CC BY 4.0", "animals64": "MIT", "relief64": "public domain"}
 
 
-@pytest.fixture(scope="module", params=sorted(DATA))
+@pytest.fixture(scope="module", params=sorted(HELD_OUT))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -39,8 +44,8 @@ def loaded(name: str) -> LoadedDenoiser:
 
 
 def test_which_models_there_are() -> None:
-    assert bundled_models() == sorted(DATA)
-    assert DEFAULT_MODEL in DATA
+    assert bundled_models() == sorted(HELD_OUT)
+    assert DEFAULT_MODEL in HELD_OUT
 
 
 def test_small_and_in_half_precision(name: str) -> None:
@@ -53,8 +58,7 @@ def test_small_and_in_half_precision(name: str) -> None:
 
 def test_card(name: str) -> None:
     card = (BUNDLED / name / "README.md").read_text()
-    licence = "CC BY 4.0" if name == "toon64" else "MIT"
-    for words in (licence, "images seen", "hours of training", "val/loss", "modified", "octave_gains", "cannot"):
+    for words in (LICENCES[name], "images seen", "hours of training", "val/loss", "modified", "octave_gains", "cannot"):
         assert words in card
     pictures = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if line.startswith("![")]
     assert pictures
@@ -75,7 +79,7 @@ def test_calibrated(loaded: LoadedDenoiser) -> None:
 
 def test_follows_held_out_pictures_without_blur_or_grain(name: str, loaded: LoadedDenoiser) -> None:
     """ILVR at N=8 after 16 held-out images: the low band met, the energy above it that of real images."""
-    references = find_references([f"{ROOT / DATA[name]}:test[100:116]"], loaded.image_shape, "crop")
+    references = find_references([HELD_OUT[name]], loaded.image_shape, "crop")
     y = torch.stack([r.tensor for r in references])
     plan = loaded.preset("draft", 8)
     with torch.no_grad():

@@ -165,7 +165,7 @@ def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     assert message("data.batch_size=" + "9" * 400).startswith("data.batch_size must be an integer below 2^63")
     circle: dict[str, object] = {}
     circle["seed"] = circle
-    with pytest.raises(UserError, match="no config: it holds more than 20000 values"):
+    with pytest.raises(UserError, match="this is not a config: it holds more than 20000 values"):
         config_from_dict(circle)
     (tmp_path / "large.yaml").write_text("x" * 200_001)
     assert "it has 200001 bytes" in message(str(tmp_path / "large.yaml"))

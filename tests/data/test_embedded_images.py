@@ -21,7 +21,7 @@ COUNTS = {
 }
 SPLITS = list(COUNTS)
 CHECKSUMS = json.loads((DATA / "checksums.json").read_text())
-REFERENCES = sorted(CHECKSUMS["references"])
+REFERENCES = [(folder, name) for folder in ("references", "maps") for name in sorted(CHECKSUMS[folder])]
 
 
 def parquet(name: str, split: str) -> Path:
@@ -80,14 +80,16 @@ def test_no_picture_comes_twice() -> None:
 
 
 def test_references_are_those_listed() -> None:
-    assert sorted(path.stem for path in (DATA / "references").glob("*.png")) == REFERENCES
+    assert sorted((p.parent.name, p.stem) for f in ("references", "maps") for p in (DATA / f).iterdir()) == sorted(
+        REFERENCES
+    )
 
 
-@pytest.mark.parametrize("name", REFERENCES)
-def test_reference_is_what_was_drawn(name: str) -> None:
-    with Image.open(DATA / "references" / f"{name}.png") as stored:
+@pytest.mark.parametrize(("folder", "name"), REFERENCES)
+def test_reference_is_what_was_drawn(folder: str, name: str) -> None:
+    with Image.open(DATA / folder / f"{name}.png") as stored:
         assert (stored.mode, stored.size) == ("RGB", (256, 256))
-        assert hashlib.sha256(stored.tobytes()).hexdigest() == CHECKSUMS["references"][name]
+        assert hashlib.sha256(stored.tobytes()).hexdigest() == CHECKSUMS[folder][name]
 
 
 def test_the_map_is_whole() -> None:

@@ -1,5 +1,6 @@
 """References found in files, folders and data sets: their names, their faults, and when they are read."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ilvr_lightning.data import references as module
+from ilvr_lightning.data.datamodule import ImageDataModule
 from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import BrokenImageError
 from ilvr_lightning.data.references import Place, References, find_images, find_references
@@ -136,6 +139,24 @@ def test_rows_of_a_data_set(rows: str, names: Sequence[int], tmp_path: Path) -> 
     references = find([f"{tmp_path}:train{rows}"])
     assert [references.name(i) for i in range(len(references))] == [f"train_{row}" for row in names]
     assert [colour[0] for colour in colours(references)] == list(names)
+
+
+def test_images_of_a_config_are_those_of_its_training(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    config = tmp_path / "config.yaml"
+    settings: dict[str, Any] = {"path": str(tmp_path), "image_size": 8, "scale": 2, "crop": "random", "batch_size": 1}
+    config.write_text(f"data: {json.dumps(settings)}\ngrid: {{factors: [4]}}\nmodel: {{attention_resolutions: []}}")
+    data = ImageDataModule(**settings)
+    data.setup()
+    assert data.train is not None and data.validation is not None
+    for split, images in (("train", data.train), ("validation", data.validation)):
+        found = find_references([f"{config}:{split}"], (3, 8, 8))
+        assert [r.name for r in found[:2]] == [f"{split}_0", f"{split}_1"]
+        expected = torch.stack([images[i][0] for i in range(len(images))])
+        assert torch.equal(torch.stack([r.tensor for r in found]), expected)
+    with pytest.raises(UserError, match=r"^--ref \S+:test: the splits of a config are train and validation$"):
+        find_references([f"{config}:test"], (3, 8, 8))
 
 
 def test_data_sets_that_give_no_reference(tmp_path: Path) -> None:

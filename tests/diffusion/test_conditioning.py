@@ -249,6 +249,7 @@ def test_plan_that_does_not_fit_the_schedule(changes: dict[str, object], message
         ({"eta": 1.5}, "sampling.eta must be between 0 and 1: got 1.5"),
         ({"eta": math.nan}, "sampling.eta must be between 0 and 1: got nan"),
         ({"factor": (4, 0)}, "sampling.factor must be at least 1: got 0"),
+        ({"condition_to": 0.3}, "sampling.condition_to must be an integer, or one per image: got 0.3"),
         ({"timesteps": ()}, r"sampling.timesteps must descend and end at 1 or above: got \[\]"),
         ({"timesteps": (5, 5)}, r"sampling.timesteps must descend and end at 1 or above: got \[5, 5\]"),
         ({"timesteps": (5, 0)}, r"sampling.timesteps must descend and end at 1 or above: got \[5, 0\]"),

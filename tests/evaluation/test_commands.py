@@ -137,9 +137,16 @@ def test_training_images_among_those_held_out_are_said(tmp_path: Path, capsys: p
     assert "1% of HELD_OUT or more are training images, so that no copy is found" in capsys.readouterr().out
 
 
+def test_few_held_out_images_make_chance_coarser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [f"{TOON}:train[0:20]", f"{TOON}:train[0:100]", f"{TOON}:test[0:25]"]
+    assert main(["memorised", *sets, "--features", "pixels", "--json", str(tmp_path / "found.json")]) == 0
+    assert "nearer to a training image than 96% of HELD_OUT are; 0.04 is chance" in capsys.readouterr().out
+    assert figures(tmp_path / "found.json")["columns"]["pixels"]["copies, share of the samples"]["value"] == 1
+
+
 def test_memorised_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sets = [f"{TOON}:train[0:20]", f"{TOON}:train[0:20]", f"{TOON}:test[0:20]"]
-    assert "HELD_OUT holds 20 images; at least 100" in refused(main, capsys, "memorised", *sets, "--features", "pixels")
+    sets = [f"{TOON}:train[0:20]", f"{TOON}:train[0:20]", f"{TOON}:test[0:10]"]
+    assert "HELD_OUT holds 10 images; at least 20" in refused(main, capsys, "memorised", *sets, "--features", "pixels")
     assert "--features: give at least one" in refused(main, capsys, "memorised", *sets, "--features")
 
 

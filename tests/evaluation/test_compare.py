@@ -191,7 +191,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mixed has 4 images and a 20" in refused(
         main, capsys, "compare", a, a, "--sources", mixed, "--features", "pixels"
     )
-    assert "known are efflite" in refused(main, capsys, "compare", a, a, "--features", "vgg")
+    assert "the known names are efflite" in refused(main, capsys, "compare", a, a, "--features", "vgg")
     assert "there is no file" in refused(main, capsys, "compare", a, a, "--features", "clip=/nowhere")
     assert "did you mean --features" in refused(main, capsys, "compare", a, a, "--feature", "vgg")
     assert "unknown argument more" in refused(main, capsys, "compare", a, a, "--lpips", "more")

@@ -21,11 +21,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "expected"),
-    [(True, CPU, True), (False, CUDA, False), ("auto", CUDA, True), ("auto", CPU, False)],
-)
-def test_when_to_compile(asked: hardware.Compile, device: torch.device, expected: bool) -> None:
-    assert should_compile(asked, device) is expected
+    ("asked", "device", "passes", "expected"),
+    [
+        (True, CPU, 1, True), (False, CUDA, 1e6, False), ("auto", CUDA, 1e6, True), ("auto", CUDA, 20, False),
+        ("auto", CPU, 1e6, False),
+    ],
+)  # fmt: skip
+def test_when_to_compile(asked: hardware.Compile, device: torch.device, passes: float, expected: bool) -> None:
+    assert should_compile(asked, device, passes) is expected
 
 
 @pytest.mark.parametrize(("fast", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

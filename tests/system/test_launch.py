@@ -117,7 +117,7 @@ def test_slurm_stops_at_its_notice_and_goes_on_when_requeued(
     assert (tmp_path / "queue").read_text() == "requeue 4711\n"
     assert error.count("SIGUSR1: saving a checkpoint after this step") == 1
     step = step_of(folder)
-    assert said.count(f"stopped at step {step}, which is saved") == 1
+    assert said.count(f"stopped at step {step}; a checkpoint is saved") == 1
     command.append(f"trainer.max_steps={step + 5}")
     again = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **slurm, "MASTER_PORT": "29622"}, text=True, capture_output=True,
@@ -138,7 +138,7 @@ def test_notice_to_the_whole_group_with_workers(tiny_config: Path, root: str, tm
     assert error.strip() == (
         "SIGTERM: saving a checkpoint after this step, then exiting (Ctrl-C again exits without saving)"
     )
-    assert f"stopped at step {step_of(folder)}, which is saved" in said
+    assert f"stopped at step {step_of(folder)}; a checkpoint is saved" in said
 
 
 def test_control_c_on_two_processes(tiny_config: Path, root: str, tmp_path: Path, train_run: TrainRun) -> None:
@@ -150,7 +150,7 @@ def test_control_c_on_two_processes(tiny_config: Path, root: str, tmp_path: Path
     assert process.returncode == 130, error
     assert "Traceback" not in error
     step = step_of(folder)
-    assert f"stopped at step {step}, which is saved" in said
+    assert f"stopped at step {step}; a checkpoint is saved" in said
     ended = start(
         "train.py", tiny_config, root, LONG[0], "run.name=run", "resume=auto", f"trainer.max_steps={step + 5}"
     )

@@ -236,7 +236,7 @@ def test_export_takes_components_of_training_images(
     last, out = str(trained / "checkpoints" / "last.ckpt"), str(tmp_path / "model.safetensors")
     flags = ["--to", "safetensors", out, "--training-images", str(images)]
     assert pretrained(["export", last, *flags]) == 2
-    assert "--training-images is for --calibrate" in capsys.readouterr().err
+    assert "--training-images needs --calibrate" in capsys.readouterr().err
     assert pretrained(["export", last, *flags, "--calibrate", str(next(images.glob("*.png")))]) == 0
     assert load_denoiser(out, say=None).components is not None
 
@@ -267,7 +267,7 @@ def test_calibrating_a_checkpoint_that_is_there(
     assert "octave_gains" in capsys.readouterr().out
     assert set(load_denoiser(made, say=None).description.octave_gains["draft"]) == {2, 4}
     to_adm = ["export", last, "--to", "adm", str(tmp_path / "model.pt"), "--calibrate", *pictures]
-    assert "--calibrate is for --to safetensors" in cli.refused(pretrained, capsys, *to_adm)
+    assert "--calibrate needs --to safetensors" in cli.refused(pretrained, capsys, *to_adm)
 
 
 def test_a_failed_calibration_loses_nothing(train_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

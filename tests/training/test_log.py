@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import math
 import re
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_the_cost_is_said_after_twenty_steps(train_run: TrainRun, capsys: pytest
         assert cost.findall(capsys.readouterr().out) == left
     train_run("costs", *settings, "trainer.max_steps=20")
     assert cost.findall(capsys.readouterr().out) == ["0"]
+
+
+def test_speed_after_a_resume_counts_the_steps_of_this_start(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-epoch, by a clock that advances by a second whenever it is read."""
+    monkeypatch.setattr("ilvr_lightning.training.log.time.perf_counter", itertools.count().__next__)
+    for steps, resume in ((2, []), (4, ["resume=auto"])):
+        folder = train_run("speed", f"trainer.max_steps={steps}", *resume)
+    rates = [value for _, value in scalars(folder, "train/images_per_second")]
+    assert rates == pytest.approx([rates[0]] * 4)
 
 
 def test_when_a_run_ends() -> None:

@@ -43,8 +43,10 @@ def test_control_c_saves_and_says_how_to_resume(
     with signalling(owner, method, call, signal.SIGINT):
         assert train.main([str(tiny_config), f"run.name={name}", *GRIDS]) == 130
     folder = tiny_config.parent / "runs" / "tiny" / name
-    said = f"which is saved; to resume: python train.py {folder}/config.yaml resume={folder}/checkpoints/last.ckpt"
-    assert f"stopped at step {saved}, {said}" in capsys.readouterr().out
+    said = (
+        f"a checkpoint is saved. To resume: python train.py {folder}/config.yaml resume={folder}/checkpoints/last.ckpt"
+    )
+    assert f"stopped at step {saved}; {said}" in capsys.readouterr().out
     assert last(folder)["global_step"] == saved
     train_run(name, *GRIDS, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
     assert_same_training(folder, with_grids)

@@ -79,7 +79,9 @@ def _read_unet_config(folder: Path) -> dict[str, Any]:
     """A network's config.json, once it is known to be that of a UNet2DModel."""
     config = read_json(folder / "config.json")
     if (name := config.get("_class_name", "UNet2DModel")) != "UNet2DModel":
-        raise UserError(f"{folder} holds a {name!s:.100}; of diffusers' models an unconditional UNet2DModel loads")
+        raise UserError(
+            f"{folder} holds a {name!s:.100}; of diffusers' models, only an unconditional UNet2DModel can be loaded"
+        )
     return config
 
 

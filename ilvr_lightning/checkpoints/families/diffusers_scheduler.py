@@ -67,18 +67,22 @@ def read_config(scheduler: dict[str, Any]) -> DiffusionConfig:
     settings = {**DEFAULTS, **scheduler}
     T, schedule, prediction_type = (settings[k] for k in ("num_train_timesteps", "beta_schedule", "prediction_type"))
     if prediction_type not in tuple(PREDICTIONS):
-        raise UserError(f"prediction_type={prediction_type!s:.100} does not load; {', '.join(PREDICTIONS)} do")
+        raise UserError(f"prediction_type={prediction_type!s:.100} cannot be loaded; only {', '.join(PREDICTIONS)} can")
     prediction = PREDICTIONS[prediction_type]
     if not isinstance(T, int) or not 1 <= T <= MAX_TIMESTEPS:
         raise UserError(f"num_train_timesteps must be an integer up to {MAX_TIMESTEPS:,}: got {T!r:.40}")
     if settings["rescale_betas_zero_snr"]:
-        raise UserError("a schedule rescaled to zero SNR does not load: it ends at a beta of 1, where eps says nothing")
+        raise UserError(
+            "a schedule rescaled to zero SNR cannot be loaded: it ends at a beta of 1, where eps says nothing"
+        )
     if settings["trained_betas"] is not None:
         return DiffusionConfig(betas=tuple(settings["trained_betas"]), prediction=prediction)
     if schedule == "squaredcos_cap_v2":
         return DiffusionConfig(schedule="cosine", num_timesteps=T, prediction=prediction)
     if schedule not in tuple(BETAS):
-        raise UserError(f"beta_schedule={schedule!s:.100} does not load; {', '.join(BETAS)} and squaredcos_cap_v2 do")
+        raise UserError(
+            f"beta_schedule={schedule!s:.100} cannot be loaded; only {', '.join(BETAS)} and squaredcos_cap_v2 can"
+        )
     betas = BETAS[schedule](settings["beta_start"], settings["beta_end"], T)
     if schedule == "linear" and T > 20 and torch.allclose(betas, make_schedule("linear", T).betas, rtol=1e-9, atol=0):
         return DiffusionConfig(schedule="linear", num_timesteps=T, prediction=prediction)

@@ -73,7 +73,9 @@ def read_config(config: dict[str, Any], overrides: Overrides) -> tuple[UNetConfi
         raise UserError(f"a UNet2DModel with attention_head_dim={head_dim!s:.40} for {narrowest} channels is broken")
     for key, value in given.items():
         if value != expected[key]:
-            raise UserError(f"a UNet2DModel with {key}={settings[key]!s:.100} does not load; {written[key]} does")
+            raise UserError(
+                f"a UNet2DModel with {key}={settings[key]!s:.100} cannot be loaded; only {written[key]} can"
+            )
     return model, image_shape
 
 
