@@ -1,17 +1,19 @@
 # make demo: sample from the bundled models, then train until there are rough faces (make demo SHORT=1: a minute).
 # make test: ruff, mypy and the unit tests.
 # make test-system: tests of whole processes: signals, kills, torchrun, SLURM, torch.compile, commands.
+# make docs: the site, in build/site/index.html, with the examples of docs/examples/ run; a warning is an error.
 # make mutants: known bugs of other implementations, put into this code at run time; each must fail a unit test.
 # make test-data: that the scripts in data/ draw the embedded images (installs data/tools/requirements.txt).
 # make fuzz: ten thousand bad inputs (25 minutes).
 # Each makes .venv and installs into it once; PYTHON=... uses another environment.
 
 ifdef PYTHON
-demo-env test-env data-env:
+demo-env test-env docs-env data-env:
 else
 PYTHON := .venv/bin/python
 demo-env: .venv/installed
 test-env: .venv/installed-test
+docs-env: .venv/installed-docs
 data-env: .venv/installed-data
 endif
 
@@ -27,6 +29,10 @@ PYTEST = $(PYTHON) -m pytest --numprocesses 2
 
 .venv/installed-test: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[test]'
+	touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[docs]'
 	touch $@ .venv/installed
 
 .venv/installed-data: data/tools/requirements.txt | .venv/installed-test
@@ -59,6 +65,9 @@ test: test-env
 test-system: test-env
 	$(PYTEST) --dist loadfile tests/system
 
+docs: docs-env
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/site
+
 mutants: test-env
 	$(PYTHON) -m tests.mutation
 
@@ -68,4 +77,4 @@ test-data: data-env
 fuzz: test-env
 	$(PYTHON) -m tests.fuzz --count 10000
 
-.PHONY: demo test test-system mutants test-data fuzz demo-env test-env data-env
+.PHONY: demo test test-system docs mutants test-data fuzz demo-env test-env docs-env data-env

@@ -70,7 +70,7 @@ OTHER_NAMES = {
     "--gpus": "--devices",
     "--config": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
     "--cfg": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
-    "trainer.logger": "TensorBoard is the logger and cannot be changed here",
+    "trainer.logger": "logger",
     "trainer.callbacks": "callbacks are set in Python: see docs/lightning.md",
 }
 """What other programs call a key or a flag of ours. A value that is no key or flag is the whole hint."""

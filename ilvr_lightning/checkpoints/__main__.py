@@ -1,4 +1,4 @@
-"""python -m ilvr_lightning.checkpoints inspect PATH | export PATH --to FORMAT OUT"""
+"""python -m ilvr_lightning.checkpoints inspect PATH | export PATH --to FORMAT OUT | push PATH USER/NAME"""
 
 import argparse
 import sys
@@ -27,17 +27,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_parser() -> Parser:
-    """The parser of both commands; what loads and what is written comes from the families."""
+    """The parser of the three commands; what loads and what is written comes from the families."""
     formats, epilog = export_formats(), f"PATH is {what_loads()}."
-    parser = Parser(prog="python -m ilvr_lightning.checkpoints", description="Inspect checkpoints, and convert them.")
-    commands = parser.add_subparsers(required=True, metavar="inspect|export")
+    parser = Parser(
+        prog="python -m ilvr_lightning.checkpoints", description="Inspect checkpoints, convert and upload them."
+    )
+    commands = parser.add_subparsers(required=True, metavar="inspect|export|push")
     look = commands.add_parser(
         "inspect", help="print what a checkpoint is: kind, hyper-parameters, schedule, EMA", epilog=epilog
     )
     look.set_defaults(run=inspect)
     out = commands.add_parser("export", help=f"write a checkpoint as {', '.join(formats)}", epilog=epilog)
     out.set_defaults(run=export)
-    for each in (look, out):
+    share = commands.add_parser("push", help="upload a checkpoint to the Hugging Face Hub", epilog=epilog)
+    share.set_defaults(run=push)
+    for each in (look, out, share):
         each.add_argument("checkpoint", type=Path, metavar="PATH",
                           help="a checkpoint, as a file or a folder, or the name of a bundled model")  # fmt: skip
         add_override(each)
@@ -50,8 +54,12 @@ def make_parser() -> Parser:
     out.add_argument("--training-images", nargs="+", default=[], metavar="IMAGES",
                      help="with --calibrate: images that the model was trained on, a thousand or more if there are so "
                      "many; their principal components say what belongs to a reference's low frequencies")  # fmt: skip
-    out.add_argument("--half", action="store_true", help="write the weights in float16, half the size")
-    out.add_argument("--weights", choices=("ema", "raw"), default="ema", help="average or raw weights (%(default)s)")
+    share.add_argument("repository", metavar="USER/NAME", help="the repository; it is made if it does not exist")
+    share.add_argument("--private", action="store_true", help="make a private repository (default: a public one)")
+    for each in (out, share):
+        each.add_argument("--half", action="store_true", help="write the weights in float16, half the size")
+        each.add_argument("--weights", choices=("ema", "raw"), default="ema",
+                          help="average or raw weights (%(default)s)")  # fmt: skip
     return parser
 
 
@@ -90,6 +98,16 @@ def export(args: argparse.Namespace) -> int:
         print(f"wrote        {path}")
     if overrides := export_formats()[args.to].overrides_for(loaded.description, loaded.network.state_dict()):
         print("note         read it with", *(f"--override {name}={value}" for name, value in overrides.items()))
+    return 0
+
+
+def push(args: argparse.Namespace) -> int:
+    """Upload a checkpoint."""
+    from ilvr_lightning.checkpoints.load import load_denoiser
+    from ilvr_lightning.checkpoints.push import push as upload
+
+    loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
+    print(f"uploaded     {upload(loaded, args.repository, args.private, args.half)}")
     return 0
 
 

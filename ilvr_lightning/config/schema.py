@@ -33,6 +33,8 @@ def _numbers(settings: object, names: tuple[str, ...]) -> Iterator[tuple[str, fl
     return ((name, value) for name, value in values if value not in (None, "auto"))
 
 
+LoggerName = Literal["tensorboard", "wandb", "csv"]
+
 MAX_SIDE = 8192
 """The longest side of an image, in pixels."""
 MAX_TIMESTEPS = 100_000
@@ -425,6 +427,8 @@ class Config:
     a file in any format that sample.py --ckpt loads."""
     init_remake_head: bool = False
     """If model.learn_sigma differs from that checkpoint's, keep the part of its output layer that predicts the mean."""
+    logger: LoggerName | tuple[LoggerName, ...] = "tensorboard"
+    """Where losses, grids and settings are logged: tensorboard, wandb (Weights & Biases), csv, or a list of these."""
     compile: Literal["auto", True, False] = "auto"
     """Compile the network for training with torch.compile; auto does so on a GPU, in runs of 5000 steps or more."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -445,6 +449,7 @@ class Config:
         for name in ("resume", "init_from"):
             _check(getattr(self, name) != "", f"{name} is empty; give a checkpoint, or leave it out")
         _check(not (self.resume and self.init_from), "give resume or init_from, not both")
+        _check(len(set(self.loggers)) == len(self.loggers), f"logger must list each once: got {list(self.loggers)}")
         _check(
             is_folder_name(self.name),
             f"the name of a config is the folder of its runs, a plain name: got {self.name!r:.100}",
@@ -465,6 +470,11 @@ class Config:
             plan.variance != "learned" or self.model.learn_sigma,
             "sampling.variance=learned needs model.learn_sigma=true; give small, large or auto",
         )
+
+    @property
+    def loggers(self) -> tuple[LoggerName, ...]:
+        """The setting `logger` as a list."""
+        return self.logger if isinstance(self.logger, tuple) else (self.logger,)
 
     @property
     def grid_plan(self) -> SamplingPlan:

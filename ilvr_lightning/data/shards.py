@@ -112,7 +112,7 @@ def open_shards(config: DataConfig) -> tuple[ParquetSource, ImageSource]:
         if not files or not all(name.endswith(".parquet") for names in files.values() for name in names):
             raise UserError(
                 f"data.streaming=true needs Parquet files, and data.path={config.path} has none; leave out "
-                "data.streaming, or give the Hub's conversion of the data set (docs/running.md)"
+                "data.streaming, or give the Hub's conversion of the data set (docs/streaming.md)"
             )
         name = validation_split(files, config)
         train = _parquet_source(files, config.split, config)

@@ -102,6 +102,7 @@ def silence_lightning() -> None:
         ".*Total length of `DataLoader` across ranks is zero.*",  # every sample is there already
         ".*smaller than the logging interval.*",  # losses are logged at each epoch's last step, too
         ".*accelerator.*but not used.*",  # the user chose another
+        ".*Previous log files in this directory will be deleted.*",  # metrics.csv is written again with its rows
         ".*not supported by the model summary.*",  # its size in MB is of no use in bf16
     ):
         warnings.filterwarnings("ignore", pattern)

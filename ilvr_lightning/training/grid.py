@@ -11,9 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.config.schema import Config
@@ -26,6 +24,7 @@ from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.runtime.signals import is_optimizer_step, last_step
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
+from ilvr_lightning.training.loggers import log_picture
 from ilvr_lightning.visual.grids import Column, GridSource, draw_grid, reference_columns
 from ilvr_lightning.visual.pages import write_grid_page
 
@@ -64,7 +63,8 @@ class ILVRGrid(Callback):
 
     It works in any Trainer with any LightningModule that has a `denoiser` and a `schedule` (see Steerable). It samples
     with the average of the weights where EMA is among the callbacks, with the same noise each time, and shares the work
-    over the ranks. A grid goes into a PNG and to TensorBoard; index.html beside the PNGs shows them all.
+    over the ranks. A grid goes into a PNG, and index.html beside the PNGs shows them all. Loggers that show pictures
+    get a part of it per factor: grids/N4, grids/N8, grids/unconditional.
 
     Args:
         references: References, or images (B, C, H, W) in [-1, 1]; without any, no grid is drawn.
@@ -220,22 +220,26 @@ class ILVRGrid(Callback):
 
     def _write(self, trainer: pl.Trainer, pixels: dict[Tile, Pixels], weights: str) -> None:
         step, rows, samples = trainer.global_step, range(len(self.references)), range(self.samples)
-        columns = reference_columns(
-            self.references, self.factors, self.plan, lambda row, n: [pixels[Tile(row, n, k)] for k in samples]
-        )
-        unconditional = [[pixels[Tile(row, None, k)] for k in samples] for row in rows]
-        columns.append(Column(label="unconditional", rows=unconditional))
-        image = draw_grid(columns, f"step {step}, {weights}, {self.plan.sampler}, {self.plan.num_steps} steps")
+
+        def conditioned(factors: Sequence[int]) -> list[Column]:
+            return reference_columns(
+                self.references, factors, self.plan, lambda row, n: [pixels[Tile(row, n, k)] for k in samples]
+            )
+
+        free = Column(label="unconditional", rows=[[pixels[Tile(row, None, k)] for k in samples] for row in rows])
+        title = f"step {step}, {weights}, {self.plan.sampler}, {self.plan.num_steps} steps"
+        image = draw_grid([*conditioned(self.factors), free], title)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:07d}.png"
         write_atomically(path, functools.partial(image.save, format="PNG"), durable=True)
         write_grid_page(self.folder)
+        # A logger shows small cards: each factor has its own, of few columns.
+        cards = {f"grids/N{n}": draw_grid(conditioned([n]), "") for n in self.factors}
+        cards["grids/unconditional"] = draw_grid([free], "")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                free = [torch.from_numpy(np.moveaxis(tile, -1, 0)) for row in unconditional for tile in row]
-                logger.experiment.add_image("ilvr/grid", np.asarray(image), step, dataformats="HWC")
-                logger.experiment.add_image("samples/unconditional", make_grid(free, nrow=8), step)
-                logger.save()
+            for tag, card in cards.items():
+                log_picture(logger, tag, card, step)
+            logger.save()
 
 
 def is_due(step: int, every_n_steps: int | Literal["auto"], last: float) -> bool:

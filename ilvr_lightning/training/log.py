@@ -1,47 +1,23 @@
-"""What a run logs to TensorBoard: losses, learning rate, gradient norm, speed and its config; what it will cost."""
+"""What a run logs: losses, learning rate, gradient norm, speed and its config; what it will cost."""
 
 import math
 import statistics
 import time
 from datetime import datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard.summary import hparams
 
-from ilvr_lightning.config.load import flatten, to_yaml
-from ilvr_lightning.config.schema import Config
 from ilvr_lightning.runtime.hardware import peak_memory
 from ilvr_lightning.runtime.signals import is_last_step_of_epoch, is_optimizer_step, last_step
+from ilvr_lightning.training.loggers import log_config
 from ilvr_lightning.training.module import DDPM
 
 COSTED = 20
 """The cost of a run is measured over so many steps after each start."""
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard in the run's own folder; config.yaml, which lies there, takes the place of Lightning's hparams.yaml.
-
-    Args:
-        folder: the run's.
-        resumed_step: the step that the run resumes from, or None. What was logged after it is purged, since it is
-            logged again.
-    """
-
-    NAME_HPARAMS_FILE = "config.yaml"
-
-    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
-        # TensorBoard drops what was logged at the step given and after it.
-        purge_step = 0 if resumed_step is None else resumed_step + 1
-        has_events = any(folder.glob("events.out.tfevents.*"))
-        super().__init__(
-            folder, name="", version="", default_hp_metric=False, purge_step=purge_step if has_events else None
-        )
 
 
 class TrainingLog(Callback):
@@ -64,11 +40,9 @@ class TrainingLog(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            config = _ddpm(pl_module).config
-            text = "\n".join("    " + line for line in to_yaml(config.without_local_paths()).splitlines())
-            trainer.logger.experiment.add_text("config", text, trainer.global_step)
-            _add_hyper_parameters(trainer.logger, config)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                log_config(logger, _ddpm(pl_module).config, trainer.global_step)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that is resumed within an epoch does not start one.
@@ -134,14 +108,6 @@ def _end(steps: float, seconds: float) -> str:
     left = timedelta(seconds=round(steps * seconds))
     at = (datetime.now() + left).strftime("%H:%M" if left < timedelta(hours=12) else "%Y-%m-%d %H:%M")
     return f"the {steps:,.0f} steps left take {left} h, until {at}, without validation, grids and calibration"
-
-
-def _add_hyper_parameters(logger: TensorBoardLogger, config: Config) -> None:
-    """Add the settings to TensorBoard's HPARAMS page; its metric, val/loss, is logged as a scalar."""
-    values = flatten(config.without_local_paths())
-    settings = {key: value for key, value in values if isinstance(value, bool | int | float | str)}
-    for summary in hparams(settings, {"val/loss": 0.0}):  # type: ignore[no-untyped-call]
-        logger.experiment.file_writer.add_summary(summary)
 
 
 def _ddpm(pl_module: pl.LightningModule) -> DDPM:

@@ -1,6 +1,7 @@
-"""RunFolder: where a run's files lie, which checkpoint it resumes, its logger, and what it prints."""
+"""RunFolder: where a run's files lie, which checkpoint it resumes, its loggers, and what it prints."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from ilvr_lightning.runtime.command import (
 )
 from ilvr_lightning.runtime.hardware import training_precision
 from ilvr_lightning.training.checkpointing import AtomicCheckpointIO
-from ilvr_lightning.training.log import RunLogger
+from ilvr_lightning.training.loggers import make_loggers
 from ilvr_lightning.training.module import DDPM
 from ilvr_lightning.visual.pages import PAGE
 
@@ -75,8 +76,9 @@ class RunFolder:
         return Path(self.config.trainer.default_root_dir)
 
     def parts(self) -> dict[str, Any]:
-        """What the Trainer writes with: TensorBoard in this folder, and checkpoints that are complete or not there."""
-        return {"logger": RunLogger(self.folder, self.resumed_step), "plugins": [AtomicCheckpointIO()]}
+        """What the Trainer writes with: logs in this folder, and checkpoints that are complete or not there."""
+        loggers = make_loggers(self.config, self.folder, self.resumed_step)
+        return {"logger": loggers, "plugins": [AtomicCheckpointIO()]}
 
     def begin(self, trainer: pl.Trainer, data: ImageDataModule, model: DDPM) -> None:
         """On every rank: check the batch, prepare the model for its device, and report errors from here on.
@@ -101,10 +103,11 @@ class RunFolder:
             f"network      {sum(p.numel() for p in model.network.parameters()):,} parameters\n"
             f"devices      {trainer.world_size} ({trainer.strategy.root_device.type}), "
             f"global batch {self.config.data.batch_size}, precision {trainer.precision}\n"
-            f"run          {self.folder}\n"
-            f"tensorboard  tensorboard --logdir {self.folder} --samples_per_plugin images=1000",
-            flush=True,
+            f"run          {self.folder}"
         )
+        if "tensorboard" in self.config.loggers:
+            print(f"tensorboard  tensorboard --logdir {self.folder} --samples_per_plugin images=1000")
+        sys.stdout.flush()
 
     @contextmanager
     def explaining_errors(self, trainer: pl.Trainer) -> Iterator[None]:

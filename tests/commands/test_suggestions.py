@@ -46,7 +46,7 @@ TRAIN_SLIPS = {
     "trainer.gradient_clip_val=1": "did you mean optim.grad_clip?",
     "ckpt=last.ckpt": "did you mean resume?",
     "ema.dcay=0.99": "did you mean ema.decay?",
-    "trainer.logger=x": "TensorBoard is the logger and cannot be changed here",
+    "trainer.logger=x": "did you mean logger?",
     "trainer.callbacks=[x]": "callbacks are set in Python: see docs/lightning.md",
     "--config=x": "a config is the first argument of train.py, without a flag: python train.py configs/NAME.yaml",
     "toon64": "did you mean configs/toon64.yaml?",

@@ -96,7 +96,7 @@ def assert_same_logs(a: Path, b: Path, tmp: Path) -> None:
     assert set(first.Tags()["scalars"]) == set(second.Tags()["scalars"])
     for tag in {"train/loss", "train/lr", "val/loss"} & set(second.Tags()["scalars"]):
         assert [(e.step, e.value) for e in first.Scalars(tag)] == [(e.step, e.value) for e in second.Scalars(tag)]
-    for tag in ("ilvr/grid", "samples/unconditional"):
+    for tag in ("grids/N2", "grids/N4", "grids/unconditional"):
         one, two = (log.Images(tag) for log in (first, second))
         assert [e.step for e in one] == [e.step for e in two]
         assert [e.encoded_image_string for e in one] == [e.encoded_image_string for e in two]
