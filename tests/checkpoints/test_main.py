@@ -86,7 +86,9 @@ def test_exports_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--to" in cli.refused(main, capsys, "export", path, tmp_path / "x")
     assert "already exists" in cli.refused(main, capsys, "export", path, "--to", "adm", path)
     calibrated = ("export", path, "--to", "adm", tmp_path / "x.pt", "--calibrate", "images")
-    assert "--calibrate is for --to safetensors; adm cannot hold octave_gains" in cli.refused(main, capsys, *calibrated)
+    assert "--calibrate is for --to safetensors; adm cannot hold a calibration" in cli.refused(
+        main, capsys, *calibrated
+    )
     nothing = ("export", path, "--to", "safetensors", tmp_path / "x", "--calibrate", tmp_path / "none")
     assert "--calibrate" in cli.refused(main, capsys, *nothing)
     assert sorted(tmp_path.iterdir()) == [path]

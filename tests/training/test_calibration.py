@@ -265,7 +265,9 @@ def test_calibrating_a_checkpoint_that_is_there(
     pictures = [str(path) for path in sorted(images.glob("*.png"))[:3]]
     assert pretrained(["export", last, "--to", "safetensors", str(made), "--calibrate", *pictures]) == 0
     assert "octave_gains" in capsys.readouterr().out
-    assert set(load_denoiser(made, say=None).description.octave_gains["draft"]) == {2, 4}
+    loaded = load_denoiser(made, say=None)
+    assert set(loaded.description.octave_gains["draft"]) == {2, 4}
+    assert {n: len(of) for n, of in loaded.fit_scores.items()} == {2: 3, 4: 3}
     to_adm = ["export", last, "--to", "adm", str(tmp_path / "model.pt"), "--calibrate", *pictures]
     assert "--calibrate is for --to safetensors" in cli.refused(pretrained, capsys, *to_adm)
 
@@ -297,6 +299,8 @@ def test_gains_are_used_where_they_were_set(train_run: Callable[..., Path], monk
     folder = train_run("calibrated_thrice", "calibration.images=3")
     loaded = load_denoiser(folder / "checkpoints" / "last.ckpt", say=None)
     gains = loaded.description.octave_gains["fast"]
+    scores = loaded.fit_scores  # of the held-out images that the presets were not chosen on, if there are any
+    assert set(scores) == {2, 4} and {len(of) for of in scores.values()} <= set(range(1, 13))
     chosen: dict[str, Any] = loaded.description.low_band["fast"]
     assert loaded.preset("fast", 4) == SamplingPlan.preset("fast", factor=4, octave_gains=gains[4], **chosen)
     assert loaded.preset("best", 4) == SamplingPlan.preset("best", factor=4, **chosen)
