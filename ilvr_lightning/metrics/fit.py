@@ -211,14 +211,18 @@ MUCH = 1.5
 """An octave with so many times the energy of the training images has too much detail."""
 
 
+LEAST = 4
+"""A smaller N is never advised: its samples are hardly more than copies."""
+
+
 def smallest_fitting(fits: Sequence[Fit]) -> int | None:
-    """The smallest N at which a reference fits and all larger ones do, too; None where it fits at none.
+    """The smallest N of LEAST or more at which a reference fits and all larger ones do, too; None where there is none.
 
     An image that has the reference's low band at N has it at all larger N.
     """
     found = None
     for fit in sorted(fits, key=lambda fit: -fit.factor):
-        if not fit.fits:
+        if not fit.fits or fit.factor < LEAST:
             break
         found = fit.factor
     return found

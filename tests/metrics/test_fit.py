@@ -134,6 +134,6 @@ def test_the_smallest_factor_that_fits() -> None:
     def found(**fits: bool) -> int | None:
         return smallest_fitting([Fit(factor=int(n[1:]), p=0.5, fits=ok, reason="") for n, ok in fits.items()])
 
-    assert found(n2=False, n4=True, n8=True) == 4
+    assert found(n2=True, n4=True, n8=True) == 4
     assert found(n2=True, n4=False, n8=True) == 8
     assert found(n2=True, n4=True, n8=False) is None

@@ -46,15 +46,15 @@ def said(scored: Path, references: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.fixture
 def fits_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reference fits from N=4 on if it is bright, else from N=2 on."""
+    """A reference fits from N=8 on if it is bright, else from N=4 on."""
 
     def check_reference(denoise: object, y: Tensor, factors: object) -> list[Fit]:
-        least = 4 if float(y.mean()) > 0 else 2
+        least = 8 if float(y.mean()) > 0 else 4
         return [
             Fit(
                 factor=n, p=0.5 if n >= least else 0.01, fits=n >= least, reason="" if n >= least else "its mean colour"
             )
-            for n in (2, 4)
+            for n in (4, 8)
         ]
 
     monkeypatch.setattr(fit, "check_reference", check_reference)
@@ -99,9 +99,9 @@ def listed_files(folder: Path) -> list[str]:
 @pytest.mark.usefixtures("fits_from")
 def test_what_is_said(said: Said, bright_and_dark: list[Path], tmp_path: Path) -> None:
     out = said("--check", "--ref", *bright_and_dark)
-    assert "bright       N=2   does not fit (p = 0.01: its mean colour)\n" in out
-    assert "bright       take N=4, which fits (p = 0.5); at N=2 it does not fit (p = 0.01: its mean colour)\n" in out
-    assert "dark         take N=2, which fits (p = 0.5)\n" in out
+    assert "bright       N=4   does not fit (p = 0.01: its mean colour)\n" in out
+    assert "bright       take N=8, which fits (p = 0.5); at N=4 it does not fit (p = 0.01: its mean colour)\n" in out
+    assert "dark         take N=4, which fits (p = 0.5)\n" in out
     sheet = pixels(tmp_path / "out" / "check.png")
     assert all((sheet == colour).all(2).any() for colour in ((0, 160, 60), (210, 30, 30)))
 
@@ -110,14 +110,14 @@ def test_what_is_said(said: Said, bright_and_dark: list[Path], tmp_path: Path) -
 def test_each_reference_is_sampled_at_its_own_factor(scored: Path, bright_and_dark: list[Path], tmp_path: Path) -> None:
     argv = ("--ref", *bright_and_dark, "--factor", "auto", "--num-samples", 2)
     out = sample_into(scored, tmp_path / "auto", *argv)
-    assert listed(out) == ["bright_N4_0.png", "bright_N4_1.png", "dark_N2_0.png", "dark_N2_1.png"]
-    assert [line["recipe"]["plan"]["factor"] for line in index(out)] == [4, 4, 2, 2]
+    assert listed(out) == ["bright_N8_0.png", "bright_N8_1.png", "dark_N4_0.png", "dark_N4_1.png"]
+    assert [line["recipe"]["plan"]["factor"] for line in index(out)] == [8, 8, 4, 4]
     assert len(listed_files(out / "low_pass")) == 2
-    alone = sample_into(scored, tmp_path / "alone", "--ref", bright_and_dark[0], "--factor", 4, "--num-samples", 2)
-    for name in ("bright_N4_0", "bright_N4_1"):
+    alone = sample_into(scored, tmp_path / "alone", "--ref", bright_and_dark[0], "--factor", 8, "--num-samples", 2)
+    for name in ("bright_N8_0", "bright_N8_1"):
         assert (pixels(out / f"{name}.png") == pixels(alone / f"{name}.png")).all()
     grid = pixels(out / "grid.png")
-    for row, name in enumerate(("bright_N4_0", "dark_N2_0")):
+    for row, name in enumerate(("bright_N8_0", "dark_N4_0")):
         top, left = 44 + row * 98, 12 + 96 + 12 + 98
         assert (grid[top : top + 96, left : left + 96][::12, ::12] == pixels(out / f"{name}.png")).all()
 
