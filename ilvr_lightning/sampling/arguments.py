@@ -175,7 +175,8 @@ def make_parser() -> Parser:
     add = groups["closely"].add_argument
     add("--factor", type=_factor, nargs="+", default=[], metavar="N|auto",
         help="the paper's N: small follows the reference closely, large leaves more to the model; each of several is "
-        "sampled; auto: for each reference the smallest at which it fits (8)")  # fmt: skip
+        "sampled; auto: for each reference the smallest from 4 on at which it fits (auto; 8 for a checkpoint that "
+        "holds no scores of held-out images)")  # fmt: skip
     add("--check", action="store_true",
         help="sample nothing; say at which N each reference fits, those of --factor or all")  # fmt: skip
     add("--range", type=_range, nargs="+", default=[], metavar="A:B",

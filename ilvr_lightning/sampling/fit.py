@@ -8,7 +8,7 @@ from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.metrics.fit import Fit, check_reference, smallest_fitting
+from ilvr_lightning.metrics.fit import ALPHA, Fit, check_reference, smallest_fitting
 from ilvr_lightning.runtime.command import say
 
 HOW = "python -m ilvr_lightning.checkpoints export CKPT --to safetensors OUT --check-images HELD_OUT_IMAGES"
@@ -49,6 +49,11 @@ class Checker:
             return check_reference(self._denoiser, reference.tensor[None].to(self._device), self._factors)
         except ValueError as error:
             raise UserError(f"{error}; {HOW} adds scores") from None
+
+
+def can_choose(denoiser: LoadedDenoiser) -> bool:
+    """Whether its checkpoint holds scores of enough held-out images."""
+    return min((len(scores) for scores in denoiser.fit_scores.values()), default=0) >= 1 / ALPHA - 1
 
 
 def choose_factors(denoiser: LoadedDenoiser, references: Sequence[Reference], device: str, otherwise: int) -> list[int]:

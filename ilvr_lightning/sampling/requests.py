@@ -9,7 +9,7 @@ from ilvr_lightning.data.references import Reference, References
 from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, SamplingPlan, as_tuple, check_factor
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.sampling.arguments import AUTO, Arguments, flags_in_errors
-from ilvr_lightning.sampling.fit import choose_factors
+from ilvr_lightning.sampling.fit import can_choose, choose_factors
 from ilvr_lightning.sampling.notes import note_missing, note_small
 from ilvr_lightning.sampling.recipe import Recipe, identity
 
@@ -20,7 +20,7 @@ SWEEP_FACTORS = (4, 8, 16, 32, 64)
 SWEEP_RANGES = (1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 0.75)
 """The ranges of --sweep, as fractions of T: figure 7 of Choi et al. 2021 in four columns."""
 DEFAULT_FACTOR = 8
-"""The factor that is sampled if none is given."""
+"""The factor that is sampled if none is given and none can be chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +264,8 @@ def expand_sweep(
         args: the command line, as parse_arguments gives it.
         denoiser: tells T and the calibrated octave_gains.
         shape: (C, H, W) of the images.
-        references: for --factor auto, which chooses args.chosen, the N of each.
+        references: for --factor auto, which chooses args.chosen, the N of each; it is the default for few references
+            where the checkpoint holds scores of held-out images.
 
     Raises:
         UserError: checkpoint, image size, factors, ranges and settings do not fit each other.
@@ -272,7 +273,9 @@ def expand_sweep(
     plan: SamplingPlan = args.plan if args.clip is not None else replace(args.plan, clip=denoiser.clip)
     if not args.ref:
         return [check_plan(plan, denoiser, shape, follows=False)]
-    if args.factor == [AUTO]:
+    few = isinstance(references, References) and references.all_validated
+    by_default = few and can_choose(denoiser) and not (args.factor or args.sweep or args.image_size)
+    if args.factor == [AUTO] or by_default:
         args.chosen = choose_factors(denoiser, references, args.device, DEFAULT_FACTOR)
     factors, ranges = sorted(set(args.chosen)) or args.factor, args.range
     if args.sweep:

@@ -123,6 +123,18 @@ def test_each_reference_is_sampled_at_its_own_factor(scored: Path, bright_and_da
 
 
 @pytest.mark.usefixtures("fits_from")
+def test_the_default_is_auto_where_it_can_be(
+    checkpoint: Path, scored: Path, bright_and_dark: list[Path], tmp_path: Path
+) -> None:
+    argv = ("--ref", *bright_and_dark, "--num-samples", 1)
+    assert listed(sample_into(scored, tmp_path / "scored", *argv)) == ["bright_N8_0.png", "dark_N4_0.png"]
+    assert listed(sample_into(checkpoint, tmp_path / "old", *argv)) == ["bright_N8_0.png", "dark_N8_0.png"]
+    assert listed(sample_into(scored, tmp_path / "two", *argv, "--factor", 2)) == ["bright_N2_0.png", "dark_N2_0.png"]
+    other_size = sample_into(scored, tmp_path / "size", *argv, "--image-size", 16)
+    assert listed(other_size) == ["bright_N8_0.png", "dark_N8_0.png"]
+
+
+@pytest.mark.usefixtures("fits_from")
 def test_a_second_start_finds_what_is_there(
     scored: Path, bright_and_dark: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
