@@ -149,6 +149,11 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
     return (least[:, None] <= ranks[-1]).double().mean(0)
 
 
+def are_enough(scores: FitScores, alpha: float = ALPHA) -> bool:
+    """Whether so many held-out images were scored that a p value can be as small as alpha."""
+    return len(next(iter(scores.values()), ())) >= 1 / alpha - 1
+
+
 def check_reference(
     denoise: Checkable, reference: Tensor, factors: Sequence[int] | None = None, alpha: float = ALPHA
 ) -> list[Fit]:
@@ -172,7 +177,7 @@ def check_reference(
             f"held-out images were scored at N={', '.join(map(str, sorted(known)))} alone: got N={missing[0]}"
         )
     count = len(next(iter(known.values())))
-    if count < 1 / alpha - 1:
+    if not are_enough(known, alpha):
         raise ValueError(f"{count} held-out images were scored; alpha={alpha:g} needs {math.ceil(1 / alpha - 1)}")
     size = (reference.shape[2], reference.shape[3])
     held_out = {n: torch.tensor(known[n], dtype=torch.float64) for n in asked}
@@ -226,3 +231,13 @@ def smallest_fitting(fits: Sequence[Fit]) -> int | None:
             break
         found = fit.factor
     return found
+
+
+def advice(fits: Sequence[Fit]) -> str:
+    """The N to take, and why."""
+    found = smallest_fitting(fits)
+    if found is None:
+        return f"fits at no N; N={fits[-1].factor} is the least wrong: it {fits[-1]}"
+    place = [fit.factor for fit in fits].index(found)
+    below = f"; at N={fits[place - 1].factor} it {fits[place - 1]}" if place else ""
+    return f"take N={found}, which {fits[place]}{below}"

@@ -12,10 +12,10 @@ from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.data.images import Pixels
 from ilvr_lightning.data.references import Reference, find_references
 from ilvr_lightning.diffusion.plan import SamplingPlan, check_factor
-from ilvr_lightning.metrics.fit import ALPHA, Fit
+from ilvr_lightning.metrics.fit import ALPHA, Fit, advice
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.sampling.arguments import AUTO, Arguments, flags_in_errors
-from ilvr_lightning.sampling.fit import Checker, advice
+from ilvr_lightning.sampling.fit import Checker
 from ilvr_lightning.sampling.requests import check_image_size
 from ilvr_lightning.visual.grids import Column, draw_grid, low_pass_pixels
 

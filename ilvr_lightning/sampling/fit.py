@@ -8,7 +8,7 @@ from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.metrics.fit import ALPHA, Fit, check_reference, smallest_fitting
+from ilvr_lightning.metrics.fit import Fit, advice, check_reference, smallest_fitting
 from ilvr_lightning.runtime.command import say
 
 HOW = "python -m ilvr_lightning.checkpoints export CKPT --to safetensors OUT --check-images HELD_OUT_IMAGES"
@@ -51,11 +51,6 @@ class Checker:
             raise UserError(f"{error}; {HOW} adds scores") from None
 
 
-def can_choose(denoiser: LoadedDenoiser) -> bool:
-    """Whether its checkpoint holds scores of enough held-out images."""
-    return min((len(scores) for scores in denoiser.fit_scores.values()), default=0) >= 1 / ALPHA - 1
-
-
 def choose_factors(denoiser: LoadedDenoiser, references: Sequence[Reference], device: str, otherwise: int) -> list[int]:
     """--factor auto: for each reference the smallest N at which it fits, said in a line each.
 
@@ -79,13 +74,3 @@ def choose_factors(denoiser: LoadedDenoiser, references: Sequence[Reference], de
         chosen.append(found or fits[-1].factor)
         say(f"factor       {reference.name}: {advice(fits)}")
     return chosen
-
-
-def advice(fits: Sequence[Fit]) -> str:
-    """The N to take, and why."""
-    found = smallest_fitting(fits)
-    if found is None:
-        return f"fits at no N; N={fits[-1].factor} is the least wrong: it {fits[-1]}"
-    place = [fit.factor for fit in fits].index(found)
-    below = f"; at N={fits[place - 1].factor} it {fits[place - 1]}" if place else ""
-    return f"take N={found}, which {fits[place]}{below}"

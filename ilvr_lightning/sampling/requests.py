@@ -8,8 +8,9 @@ from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import Reference, References
 from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, SamplingPlan, as_tuple, check_factor
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.metrics.fit import are_enough
 from ilvr_lightning.sampling.arguments import AUTO, Arguments, flags_in_errors
-from ilvr_lightning.sampling.fit import can_choose, choose_factors
+from ilvr_lightning.sampling.fit import choose_factors
 from ilvr_lightning.sampling.notes import note_missing, note_small
 from ilvr_lightning.sampling.recipe import Recipe, identity
 
@@ -274,7 +275,7 @@ def expand_sweep(
     if not args.ref:
         return [check_plan(plan, denoiser, shape, follows=False)]
     few = isinstance(references, References) and references.all_validated
-    by_default = few and can_choose(denoiser) and not (args.factor or args.sweep or args.image_size)
+    by_default = few and are_enough(denoiser.fit_scores) and not (args.factor or args.sweep or args.image_size)
     if args.factor == [AUTO] or by_default:
         args.chosen = choose_factors(denoiser, references, args.device, DEFAULT_FACTOR)
     factors, ranges = sorted(set(args.chosen)) or args.factor, args.range

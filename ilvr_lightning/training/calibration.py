@@ -13,11 +13,12 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import FitScores, Gains
 from ilvr_lightning.errors import first_line
 from ilvr_lightning.metrics.calibration import PRESETS, calibrate_presets
-from ilvr_lightning.metrics.fit import MAX_SCORED
+from ilvr_lightning.metrics.fit import MAX_SCORED, advice, are_enough, check_reference
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import fastest_copy
 from ilvr_lightning.runtime.signals import reached_max_steps
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
+from ilvr_lightning.training.grid import ILVRGrid
 from ilvr_lightning.training.module import DDPM
 
 MIN_IMAGES, MAX_IMAGES, STREAMED_IMAGES = 8, 4000, 500
@@ -83,6 +84,8 @@ class Calibration(Callback):
                 found = calibrate_presets(
                     denoiser, images, _components(data), scored, seed=self.seed, batch=batch_size, say=say
                 )
+                denoiser.fit_scores = found.fit_scores
+                _check_references(trainer, denoiser, pl_module.device)
             self.spectrum, self.low_band, self.gains = found.spectrum, found.low_band, found.octave_gains
             self.fit_scores = found.fit_scores
             self.components = found.components.plain() if found.components is not None else None
@@ -93,6 +96,15 @@ class Calibration(Callback):
                 "python -m ilvr_lightning.checkpoints export --calibrate does it later",
                 stacklevel=2,
             )
+
+
+def _check_references(trainer: pl.Trainer, denoiser: Denoiser, device: torch.device) -> None:
+    """Say at which N the references of the grids fit."""
+    grids = [callback for callback in trainer.callbacks if isinstance(callback, ILVRGrid)]  # type: ignore[attr-defined]
+    for reference in (reference for grid in grids for reference in grid.references if reference.mask is None):
+        if are_enough(denoiser.fit_scores):
+            y = reference.tensor[None].to(device)
+            say(f"check        {reference.name}: {advice(check_reference(denoiser, y))}")
 
 
 def _components(data: ImageDataModule) -> Components | None:

@@ -272,6 +272,20 @@ def test_calibrating_a_checkpoint_that_is_there(
     assert "--calibrate is for --to safetensors" in cli.refused(pretrained, capsys, *to_adm)
 
 
+def test_the_references_of_the_grids_are_checked(
+    train_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the end, where enough held-out images were scored: more than the few of this run."""
+    train_run("few_scores", "calibration.images=3")
+    assert "check        validation_0" not in capsys.readouterr().out
+    monkeypatch.setattr("ilvr_lightning.training.calibration.are_enough", lambda scores: len(scores) == 2)
+    monkeypatch.setattr("ilvr_lightning.metrics.fit.ALPHA", 0.5)
+    monkeypatch.setattr("ilvr_lightning.metrics.fit.check_reference.__defaults__", (None, 0.5))
+    train_run("checked", "calibration.images=3")
+    said = capsys.readouterr().out
+    assert all(f"check        validation_{i}: " in said for i in range(3)) and said.count("N=4") >= 3
+
+
 def test_a_failed_calibration_loses_nothing(train_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
