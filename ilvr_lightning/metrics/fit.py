@@ -239,5 +239,5 @@ def advice(fits: Sequence[Fit]) -> str:
     if found is None:
         return f"fits at no N; N={fits[-1].factor} is the least wrong: it {fits[-1]}"
     place = [fit.factor for fit in fits].index(found)
-    below = f"; at N={fits[place - 1].factor} it {fits[place - 1]}" if place else ""
+    below = f"; at N={fits[place - 1].factor} it {fits[place - 1]}" if place and not fits[place - 1].fits else ""
     return f"take N={found}, which {fits[place]}{below}"
