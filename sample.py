@@ -13,10 +13,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     args = parse_arguments(argv)
     say("loading ...")
-    if args.reproduce is not None:
-        from ilvr_lightning.sampling.reproduce import reproduce
+    if args.reproduce is not None or args.check:
+        from ilvr_lightning.sampling import check, reproduce
 
-        return reproduce(args)
+        return check.check(args) if args.check else reproduce.reproduce(args)
     return sample(args)
 
 
@@ -36,8 +36,8 @@ def sample(args: Arguments) -> int:
 
     denoiser = load_denoiser(find_checkpoint(args.ckpt), args.weights, dict(args.override), say)
     shape = check_image_size(denoiser, args.image_size)
-    plans = expand_sweep(args, denoiser, shape)  # every factor with every range
     references = find_references(args.ref, shape, args.fit, args.mask, value_range=denoiser.value_range)
+    plans = expand_sweep(args, denoiser, shape, references)  # every factor with every range
     requests = SampleRequests.of_arguments(args, references, plans, denoiser.found.sha256)
     folder = SampleFolder(args.out, requests, overwrite=args.overwrite, trajectory=args.trajectory)
     loader = SampleLoader(requests, folder.missing(), args.batch_size)  # a second start continues the first

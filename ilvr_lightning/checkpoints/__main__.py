@@ -13,10 +13,14 @@ from ilvr_lightning.errors import UserError
 from ilvr_lightning.runtime.command import Parser, command
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ilvr_lightning.checkpoints.load import LoadedDenoiser
 
 MAX_CALIBRATION_IMAGES = 64
 """A calibration uses at most so many images."""
+MAX_CHECK_IMAGES = 256
+"""So many further ones are scored for sample.py --check."""
 
 
 @command
@@ -54,6 +58,10 @@ def make_parser() -> Parser:
     out.add_argument("--training-images", nargs="+", default=[], metavar="IMAGES",
                      help="with --calibrate: images that the model was trained on, a thousand or more if there are so "
                      "many; their principal components say what belongs to a reference's low frequencies")  # fmt: skip
+    out.add_argument("--check-images", nargs="+", default=[], metavar="IMAGES",
+                     help="held-out images, with whose scores sample.py --check compares references; at most "
+                     f"{MAX_CHECK_IMAGES} are used; with --calibrate alone they are its own images, those that it does "
+                     "not use if there are any")  # fmt: skip
     share.add_argument("repository", metavar="USER/NAME", help="the repository; it is made if it does not exist")
     share.add_argument("--private", action="store_true", help="make a private repository (default: a public one)")
     for each in (out, share):
@@ -89,11 +97,15 @@ def export(args: argparse.Namespace) -> int:
     check_target(args.out)
     if args.training_images and not args.calibrate:
         raise UserError("--training-images needs --calibrate; give held-out images with --calibrate")
-    if args.calibrate and args.to != "safetensors":
-        raise UserError(f"--calibrate needs --to safetensors, because {args.to} cannot hold what is calibrated")
+    for name in ("calibrate", "check_images"):
+        if getattr(args, name) and args.to != "safetensors":
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} needs --to safetensors, because {args.to} cannot hold what is calibrated")
     loaded = load_denoiser(args.checkpoint, args.weights, dict(args.override))
     if args.calibrate:
-        _calibrate(loaded, args.calibrate, args.training_images)
+        _calibrate(loaded, args.calibrate, args.training_images, args.check_images)
+    elif args.check_images:
+        _score(loaded, args.check_images)
     for path in write(loaded, args.to, args.out, args.half):
         print(f"wrote        {path}")
     if overrides := export_formats()[args.to].overrides_for(loaded.description, loaded.network.state_dict()):
@@ -111,7 +123,29 @@ def push(args: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) -> None:
+def _score(loaded: "LoadedDenoiser", given: list[str]) -> None:
+    """Replace the scores of a denoiser by those of held-out images."""
+    from ilvr_lightning.diffusion.low_band import radial_spectrum
+    from ilvr_lightning.metrics.fit import fit_scores
+
+    images = _images(loaded, given, "--check-images", MAX_CHECK_IMAGES)
+    print(f"scoring      {len(images)} images ...", flush=True)
+    loaded.spectrum = loaded.spectrum or tuple(float(f"{variance:.4g}") for variance in radial_spectrum(images))
+    scores = fit_scores(loaded.fastest(), images)
+    loaded.description = replace(loaded.description, spectrum=loaded.spectrum, fit_scores=scores)
+
+
+def _images(loaded: "LoadedDenoiser", given: list[str], flag: str, most: int) -> "Tensor":
+    """The first images (B, C, H, W) in [-1, 1] of what a flag names."""
+    import torch
+
+    from ilvr_lightning.data.references import find_references
+
+    found = find_references(given, loaded.image_shape, flag=flag, value_range=loaded.value_range)[:most]
+    return torch.stack([reference.tensor for reference in found])
+
+
+def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str], checked: list[str]) -> None:
     """Replace the octave_gains of a denoiser by those that held-out images call for."""
     import torch
 
@@ -121,8 +155,9 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) 
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
     shape, values = loaded.image_shape, loaded.value_range
-    references = find_references(given, shape, flag="--calibrate", value_range=values)[:MAX_CALIBRATION_IMAGES]
-    images = torch.stack([r.tensor for r in references])
+    most = MAX_CALIBRATION_IMAGES + (0 if checked else MAX_CHECK_IMAGES)
+    images, rest = _images(loaded, given, "--calibrate", most).tensor_split((MAX_CALIBRATION_IMAGES,))
+    scored = _images(loaded, checked, "--check-images", MAX_CHECK_IMAGES) if checked else rest
     components = loaded.components
     if training:
         train = find_references(training, shape, flag="--training-images", value_range=values)
@@ -132,7 +167,7 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str]) 
             (torch.stack([r.tensor for r in part]) for part in parts), trained_on.mirrors, trained_on.rotate90
         )
     print(f"calibrating  on {len(images)} images ...", flush=True)
-    found = calibrate_presets(loaded.fastest(), images, components, clip=loaded.clip, say=print)
+    found = calibrate_presets(loaded.fastest(), images, components, scored, clip=loaded.clip, say=print)
     loaded.description = replace(loaded.description, **vars(found))
     print("\n".join(loaded.description.gain_lines()))
     every = [gain for by_factor in found.octave_gains.values() for each in by_factor.values() for gain in each]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ilvr_lightning.config.load import config_from_dict
 from ilvr_lightning.config.schema import MAX_SIDE, DataConfig, DiffusionConfig
-from ilvr_lightning.diffusion.plan import Gains
+from ilvr_lightning.diffusion.plan import FitScores, Gains
 from ilvr_lightning.errors import UserError, did_you_mean
 from ilvr_lightning.models.config import UNetConfig
 
@@ -47,6 +47,8 @@ class ModelDescription:
     octave_gains: dict[str, dict[int, Gains]] = field(default_factory=dict)
     """The calibrated gains by preset and factor: they give the octaves above the filter's frequencies the energy of
     real images."""
+    fit_scores: FitScores = field(default_factory=dict)
+    """Scores of held-out images by factor, which check_reference compares a reference with."""
 
     @functools.cached_property
     def data(self) -> DataConfig | None:
@@ -85,6 +87,9 @@ class ModelDescription:
             by_factor = self.octave_gains.get(preset, {})
             gains = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]
             lines.append(" ".join([f"{preset:12}", *settings, *(["octave_gains", ", ".join(gains)] if gains else [])]))
+        if self.fit_scores:
+            factors, count = ", ".join(map(str, self.fit_scores)), len(next(iter(self.fit_scores.values())))
+            lines.append(f"check        {count} held-out images were scored at N={factors}")
         return lines
 
 

@@ -59,6 +59,7 @@ class LoadedDenoiser(Denoiser):
         forward = fastest_copy(self.network, next(self.network.parameters()).device)
         denoiser = Denoiser(forward, self.schedule, self.prediction_type)
         denoiser.spectrum, denoiser.components = self.spectrum, self.components
+        denoiser.fit_scores = self.fit_scores
         return denoiser
 
     def calibrated(self, preset: str, plan: SamplingPlan) -> SamplingPlan:
@@ -174,8 +175,9 @@ def load_denoiser(
     denoiser.image_shape = description.image_shape
     denoiser.clip = description.clip
     denoiser.spectrum, denoiser.components = description.spectrum, description.components
-    # The average of the weights was calibrated.
-    denoiser.description = replace(description, octave_gains={}, low_band={}) if weights == "raw" else description
+    if weights == "raw":  # the average of the weights was calibrated
+        description = replace(description, octave_gains={}, low_band={}, fit_scores={})
+    denoiser.description, denoiser.fit_scores = description, description.fit_scores
     denoiser.found = replace(info, state=replace(info.state, tensors={}, content={}))  # unmaps the file
     return denoiser
 

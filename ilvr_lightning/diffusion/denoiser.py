@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from ilvr_lightning.diffusion.components import Components
+from ilvr_lightning.diffusion.plan import FitScores
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 
 PredictionType = Literal["eps", "v", "x0"]
@@ -47,6 +48,8 @@ class Denoiser:
     gain; empty if unknown."""
     components: Components | None = None
     """The training images' principal components, for the correction of x_0's high band; None if unknown."""
+    fit_scores: FitScores
+    """Scores of held-out images, which check_reference compares a reference with; empty if unknown."""
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Denoiser:
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type
+        self.fit_scores = {}
 
     def raw(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's own output at timesteps t (B,) in 1..T."""

@@ -13,6 +13,8 @@ Variance = Literal["auto", "small", "large", "learned"]
 ReferenceNoise = Literal["fresh", "matched", "fixed", "fresh_released"]
 Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
+FitScores = dict[int, tuple[tuple[float, ...], ...]]
+"""For each factor N, image by image and octave by octave, how well held-out images fit; see metrics/fit.py."""
 MAX_CANDIDATES = 1000
 """The most runs per image."""
 LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation", "high_band_correction")

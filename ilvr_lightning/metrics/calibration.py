@@ -13,9 +13,10 @@ from ilvr_lightning.diffusion.denoiser import Denoise, Denoiser
 from ilvr_lightning.diffusion.generate import DenoiseWithSchedule, generate
 from ilvr_lightning.diffusion.low_band import radial_spectrum
 from ilvr_lightning.diffusion.noise import derive_seed
-from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, Gains, SamplingPlan, as_tuple
+from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, FitScores, Gains, SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.metrics.bands import energy_scores, octave_energies
+from ilvr_lightning.metrics.fit import fit_scores
 
 PRESETS = ("fast", "draft")
 """The presets that are calibrated."""
@@ -94,12 +95,15 @@ class Calibration:
     """LOW_BAND_FIELDS by preset."""
     octave_gains: dict[str, dict[int, Gains]]
     """By preset and factor."""
+    fit_scores: FitScores
+    """Scores of held-out images by factor, see metrics/fit.py."""
 
 
 def calibrate_presets(
     denoiser: Denoiser,
     images: Tensor,
     components: Components | None = None,
+    scored: Tensor | None = None,
     *,
     seed: int = 0,
     clip: bool = True,
@@ -108,10 +112,14 @@ def calibrate_presets(
 ) -> Calibration:
     """Choose the settings of matched noise of each of PRESETS, then the octave_gains of the powers of two as factors.
 
+    Then score how well held-out images fit, for check_reference.
+
     Args:
         denoiser: the network; its spectrum becomes that of the images.
         images: (B, C, H, W) in [-1, 1], held-out images of the training domain.
         components: those of the training images, without which the high band is not corrected.
+        scored: (B, C, H, W) further held-out images, whose scores check_reference compares references with; without
+            them it is `images`.
         seed: seed of the noise.
         clip: whether the plans clip x_0.
         batch: images sampled at once.
@@ -138,7 +146,11 @@ def calibrate_presets(
         octave_gains[preset] = calibrate(denoiser, schedule, plan, factors, images, seeds[: len(images)], batch)
     if "fast" in low_band:
         low_band["best"] = low_band["fast"]  # with more steps the choice matters less, and costs more
-    return Calibration(spectrum=denoiser.spectrum, components=components, low_band=low_band, octave_gains=octave_gains)
+    scores = fit_scores(denoiser, images if scored is None or not len(scored) else scored, batch)
+    return Calibration(
+        spectrum=denoiser.spectrum, components=components, low_band=low_band, octave_gains=octave_gains,
+        fit_scores=scores,
+    )  # fmt: skip
 
 
 def choose_low_band(

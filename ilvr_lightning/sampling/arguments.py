@@ -17,9 +17,11 @@ from ilvr_lightning.runtime.command import Parser
 from ilvr_lightning.sampling.formats import FORMATS, PARQUET_ADVICE
 
 Arguments = argparse.Namespace
-"""sample.py's flags by their names, and `plan`."""
+"""sample.py's flags by their names, `plan`, and with --factor auto `chosen`, the N of each reference."""
 DEFAULT_BATCH_SIZE = 16
 """The number of images that a device samples at once, if none is given."""
+AUTO = "auto"
+"""--factor auto takes for each reference the smallest N at which it fits."""
 OTHER_FLAGS = {"num_steps": "--steps", "condition_from": "--range", "condition_to": "--range"}
 """The fields of a plan whose flag is not simply their name."""
 BY_HAND = ("factor", "condition_from", "condition_to", "reference_sigma")
@@ -30,7 +32,7 @@ GROUPS = {
 }  # fmt: skip
 """The group in --help of a plan's fields; all others are in the group "advanced"."""
 REFERENCE_FLAGS = (
-    "range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains", "reference_sigma",
+    "check", "range", "factor", "sweep", "mask", "exact_low_band", "start_from", "octave_gains", "reference_sigma",
     "candidates",
 )  # fmt: skip
 """These flags say how a reference is followed."""
@@ -52,7 +54,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     if args.reproduce is None and args.batch_size is None:
         args.batch_size = DEFAULT_BATCH_SIZE
     with flags_in_errors():
-        args.plan = _make_plan(args)
+        args.plan, args.chosen = _make_plan(args), []
     if args.trajectory and args.plan.candidates > 1:
         raise UserError("--trajectory shows one run, and excludes --candidates; remove one")
     return args
@@ -96,6 +98,8 @@ def _check(args: Arguments) -> None:
         raise UserError(f"--seed must be from 0 to {2**32 - 1}: got {args.seed}")
     if not args.out.strip() or not all(pattern.strip() for pattern in args.ref):
         raise UserError("--out or --ref is empty; give a folder to write to, and images to follow")
+    if AUTO in args.factor and len(args.factor) > 1:
+        raise UserError("--factor auto chooses one N for each reference; give it alone")
     for name in ("factor", "range"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
             raise UserError(f"{_flag(name)} must list each value once")
@@ -122,7 +126,7 @@ def _make_plan(args: Arguments) -> SamplingPlan:
     plan = SamplingPlan.preset(args.preset, **changes)
     if args.reference_sigma == "auto" and plan.exact_low_band:
         raise UserError("--exact-low-band keeps a reference's noise, and excludes --reference-sigma; remove one")
-    for factor in args.factor:
+    for factor in set(args.factor) - {AUTO}:
         dataclasses.replace(plan, factor=factor)
     return plan
 
@@ -160,19 +164,18 @@ def make_parser() -> Parser:
     add("--num-samples", type=int, default=4, metavar="N", help="images per reference, factor and range (%(default)s)")
     add("--unconditional", action="store_true", help="follow no reference")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
-    add(
-        "--image-size",
-        type=image_size,
-        metavar="S|HxW",
-        help="size in pixels, if the network allows another than its own",
-    )
+    add("--image-size", type=image_size, metavar="S|HxW",
+        help="size in pixels, if the network allows another than its own")  # fmt: skip
     add("--fit", choices=("crop", "pad"), default="crop",
         help="how a reference of another shape is fitted: cropped, or padded with white (%(default)s)")  # fmt: skip
     add("--reproduce", metavar="FILE.png", help="make an image of sample.py again from the settings stored in it")
     add = groups["closely"].add_argument
-    add("--factor", type=int, nargs="+", default=[], metavar="N",
+    add("--factor", type=_factor, nargs="+", default=[], metavar="N|auto",
         help="the paper's N: a small N follows the reference closely, a large N leaves more to the model; several "
-        "values are sampled side by side (8)")  # fmt: skip
+        "values are sampled side by side; auto: for each reference the smallest N from 4 on at which it fits (auto; 8 "
+        "for a checkpoint that holds no scores of held-out images)")  # fmt: skip
+    add("--check", action="store_true",
+        help="sample nothing; say at which N each reference fits, those of --factor or all")  # fmt: skip
     add("--range", type=_range, nargs="+", default=[], metavar="A:B",
         help="follow the reference from timestep A down to B; several are sampled side by side (T:0)")  # fmt: skip
     add("--sweep", action="store_true",
@@ -246,6 +249,15 @@ def _integer_or_all(text: str) -> int | Literal["all"]:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}; give an integer or all") from None
+
+
+def _factor(text: str) -> int | Literal["auto"]:
+    if text == AUTO:
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give an integer, or auto") from None
 
 
 def _sigma(text: str) -> float | Literal["auto"]:

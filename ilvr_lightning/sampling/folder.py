@@ -156,8 +156,8 @@ class SampleFolder:
         write_atomically(self.path / INDEX, write, durable=True)
         self.written = np.array(written, np.int64)
         if self.requests.references_are_few:
-            for reference in self.requests.references:
-                for plan in self.requests.plans:
+            for number, reference in enumerate(self.requests.references):
+                for plan in self.requests.plans_of(number):
                     save_low_pass(reference, plan, self.path)
         self.gallery = write_gallery(self.path)
         return len(missing)

@@ -70,7 +70,9 @@ class SampleGrids:
             tiles, across = self._tiles(0, 0), UNCONDITIONAL_ACROSS
             return [Column(label="unconditional", rows=[tiles[i : i + across] for i in range(0, len(tiles), across)])]
         references = [self.requests.references[group] for group in groups]
-        plans = self.requests.plans
+        plans = self.requests.plans_of(groups[0])
+        if any(self.requests.plans_of(group) != plans for group in groups):
+            return [Column(label="reference", rows=[[r.preview()] for r in references]), self._own_factors(groups)]
         factors = list(dict.fromkeys(plan.factor for plan in plans if isinstance(plan.factor, int)))
         if len(plans) == len(factors):  # one range
             return reference_columns(
@@ -86,18 +88,29 @@ class SampleGrids:
     def _table(self, reference: Reference, group: int, factors: Sequence[int]) -> Iterator[Column]:
         """The samples of one reference: a row per factor, with its low-pass image, and a column per range."""
         yield Column(label="reference", rows=[[reference.preview()]])
-        plans = self.requests.plans
+        plans = self.requests.plans_of(group)
         low = [low_pass_pixels([reference], factor, plans[0]) for factor in factors]
         yield Column(label=f"low-pass, N={', '.join(map(str, factors))}", rows=low)
         for first, last in dict.fromkeys((plan.condition_from, plan.condition_to) for plan in plans):
             numbers = [i for i, plan in enumerate(plans) if (plan.condition_from, plan.condition_to) == (first, last)]
             yield Column(label=f"t {first} to {last}", rows=[self._tiles(group, number) for number in numbers])
 
+    def _own_factors(self, groups: Sequence[int]) -> Column:
+        """One column for references that each have an N of their own."""
+        requests, rows = self.requests, []
+        for group in groups:
+            plans, reference = requests.plans_of(group), requests.references[group]
+            assert isinstance(plans[0].factor, int)
+            low = low_pass_pixels([reference], plans[0].factor, plans[0])
+            rows.append([*low, *(tile for i in range(len(plans)) for tile in self._tiles(group, i))])
+        factors = sorted({plan.factor for group in groups for plan in requests.plans_of(group)})
+        return Column(label=f"N={', '.join(map(str, factors))}: low-pass, samples", rows=rows)
+
     def _columns_of_ranges(
         self, references: Sequence[Reference], groups: Sequence[int], factor: int
     ) -> Iterator[Column]:
         """The low-pass images of a factor, then its samples, a column per range."""
-        plans = self.requests.plans
+        plans = self.requests.plans_of(groups[0])
         low = low_pass_pixels(references, factor, plans[0])
         yield Column(label=f"N={factor}: low-pass", rows=[[pixels] for pixels in low])
         for number, plan in enumerate(plans):

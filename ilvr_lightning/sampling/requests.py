@@ -1,6 +1,5 @@
 """Which images a run of sample.py makes: each is made up when it is asked for, so that a run may have millions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
@@ -9,8 +8,10 @@ from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import Reference, References
 from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, SamplingPlan, as_tuple, check_factor
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.command import say
-from ilvr_lightning.sampling.arguments import Arguments, flags_in_errors
+from ilvr_lightning.metrics.fit import are_enough
+from ilvr_lightning.sampling.arguments import AUTO, Arguments, flags_in_errors
+from ilvr_lightning.sampling.fit import choose_factors
+from ilvr_lightning.sampling.notes import note_missing, note_small
 from ilvr_lightning.sampling.recipe import Recipe, identity
 
 MAX_SAMPLES = 10**7
@@ -20,7 +21,7 @@ SWEEP_FACTORS = (4, 8, 16, 32, 64)
 SWEEP_RANGES = (1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 0.75)
 """The ranges of --sweep, as fractions of T: figure 7 of Choi et al. 2021 in four columns."""
 DEFAULT_FACTOR = 8
-"""The factor that is sampled if none is given."""
+"""The factor that is sampled if none is given and none can be chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,14 @@ class SampleRequests(Sequence[SampleRequest]):
 
     Args:
         references: what the images follow; without any they are unconditional.
-        plans: resolved, for each reference.
+        plans: resolved, for each reference, or those of its own factor.
         num_samples: samples per reference and plan.
         seed: of the noise.
         weights: the weights that the checkpoint is read for.
         checkpoint_sha256: the checkpoint's hash.
         overrides: what the user said of the checkpoint.
         estimate_noise: whether each reference's reference_sigma is what `Reference.noise` estimates.
+        factors: the one N of each reference, if each has its own.
 
     Raises:
         UserError: the images are too many, or one of few references cannot be used with the plans.
@@ -63,9 +65,12 @@ class SampleRequests(Sequence[SampleRequest]):
         checkpoint_sha256: str,
         overrides: dict[str, Any],
         estimate_noise: bool = False,
+        factors: Sequence[int] = (),
     ) -> None:
         self.references, self.plans, self.num_samples, self.seed = references, list(plans), num_samples, seed
         self.estimate_noise = estimate_noise
+        own = {n: [i for i, plan in enumerate(plans) if plan.factor == n] for n in set(factors)}
+        self._own = [own[n] for n in factors] or [list(range(len(plans)))] * max(1, len(references))
         self.unusable: dict[int, UserError] = {}
         """The references that turned out to be unusable, by their numbers, and why."""
         self._recipes = [
@@ -110,17 +115,10 @@ class SampleRequests(Sequence[SampleRequest]):
             checkpoint_sha256=checkpoint_sha256,
             overrides=dict(args.override),
             estimate_noise=args.reference_sigma == "auto",
+            factors=args.chosen,
         )
-        factor = min(min(as_tuple(plan.factor)) for plan in plans)
-        for reference in references if requests.references_are_few else ():
-            height, width = reference.pixels.shape[:2]
-            own = reference.size or (height, width)
-            enlarged = math.ceil(max(height / own[0], width / own[1]))
-            if enlarged > factor:
-                say(
-                    f"note         {reference.name} has only {own[1]}x{own[0]} pixels, so that N={factor} follows its "
-                    f"blur; give --factor {enlarged} or more"
-                )
+        for number, reference in enumerate(references if requests.references_are_few else ()):
+            note_small(reference, min(min(as_tuple(plan.factor)) for plan in requests.plans_of(number)))
         return requests
 
     @property
@@ -131,7 +129,11 @@ class SampleRequests(Sequence[SampleRequest]):
     @property
     def per_reference(self) -> int:
         """The number of images per reference, or of the whole run where there is none."""
-        return len(self.plans) * self.num_samples
+        return len(self._own[0]) * self.num_samples
+
+    def plans_of(self, number: int) -> list[SamplingPlan]:
+        """The plans that a reference is sampled with."""
+        return [self.plans[i] for i in self._own[number]]
 
     def __len__(self) -> int:
         return max(1, len(self.references)) * self.per_reference
@@ -169,7 +171,8 @@ class SampleRequests(Sequence[SampleRequest]):
     def locate(self, index: int) -> tuple[int, int, int]:
         """The numbers of a request's reference, plan and sample."""
         rest, sample = divmod(int(index), self.num_samples)
-        return (*divmod(rest, len(self.plans)), sample)
+        number, plan = divmod(rest, len(self._own[0]))
+        return number, self._own[number][plan], sample
 
     def is_usable(self, index: int) -> bool:
         """Whether a request has a reference that can be used, or needs none."""
@@ -250,7 +253,9 @@ def check_plan(
         return plan.resolved(denoiser.schedule.num_timesteps)
 
 
-def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, int, int]) -> list[SamplingPlan]:
+def expand_sweep(
+    args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, int, int], references: Sequence[Reference] = ()
+) -> list[SamplingPlan]:
     """Every factor with every range, each a resolved plan.
 
     What is not given is the preset's, or with --sweep the paper's. Each factor comes with the octave_gains that the
@@ -260,6 +265,8 @@ def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, in
         args: the command line, as parse_arguments gives it.
         denoiser: tells T and the calibrated octave_gains.
         shape: (C, H, W) of the images.
+        references: for --factor auto, which chooses args.chosen, the N of each; it is the default for few references
+            where the checkpoint holds scores of held-out images.
 
     Raises:
         UserError: checkpoint, image size, factors, ranges and settings do not fit each other.
@@ -267,7 +274,11 @@ def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, in
     plan: SamplingPlan = args.plan if args.clip is not None else replace(args.plan, clip=denoiser.clip)
     if not args.ref:
         return [check_plan(plan, denoiser, shape, follows=False)]
-    factors, ranges = args.factor, args.range
+    few = isinstance(references, References) and references.all_validated
+    by_default = few and are_enough(denoiser.fit_scores) and not (args.factor or args.sweep or args.image_size)
+    if args.factor == [AUTO] or by_default:
+        args.chosen = choose_factors(denoiser, references, args.device, DEFAULT_FACTOR)
+    factors, ranges = sorted(set(args.chosen)) or args.factor, args.range
     if args.sweep:
         side, T = min(shape[1:]), denoiser.schedule.num_timesteps
         factors = factors or [n for n in SWEEP_FACTORS if side % n == 0 and n < side]
@@ -283,14 +294,5 @@ def expand_sweep(args: Arguments, denoiser: LoadedDenoiser, shape: tuple[int, in
             with flags_in_errors():
                 changed = replace(plan, octave_gains=gains.get(factor, plan.octave_gains), **changes)
             plans.append(check_plan(changed, denoiser, shape, follows=True))
-    if plan.low_band_gain and not denoiser.spectrum:
-        say(
-            "note         --low-band-gain: the checkpoint does not say how its training images vary, so natural images "
-            "are assumed; python -m ilvr_lightning.checkpoints export --calibrate adds it"
-        )
-    if plan.high_band_correction and denoiser.components is None and args.high_band_correction is not None:
-        say(
-            "note         --high-band-correction changes nothing: the checkpoint does not hold the components of its "
-            "training images; python -m ilvr_lightning.checkpoints export --calibrate --training-images adds them"
-        )
+    note_missing(plan, denoiser, args)
     return plans

@@ -10,13 +10,15 @@ from lightning.pytorch.callbacks import Callback
 from ilvr_lightning.data.datamodule import ImageDataModule
 from ilvr_lightning.diffusion.components import Components, principal_components
 from ilvr_lightning.diffusion.denoiser import Denoiser
-from ilvr_lightning.diffusion.plan import Gains
+from ilvr_lightning.diffusion.plan import FitScores, Gains
 from ilvr_lightning.errors import first_line
 from ilvr_lightning.metrics.calibration import PRESETS, calibrate_presets
+from ilvr_lightning.metrics.fit import MAX_SCORED, advice, are_enough, check_reference
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import fastest_copy
 from ilvr_lightning.runtime.signals import reached_max_steps
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
+from ilvr_lightning.training.grid import ILVRGrid
 from ilvr_lightning.training.module import DDPM
 
 MIN_IMAGES, MAX_IMAGES, STREAMED_IMAGES = 8, 4000, 500
@@ -40,18 +42,20 @@ class Calibration(Callback):
         self.components: dict[str, Any] | None = None
         self.low_band: dict[str, dict[str, float]] = {}
         self.gains: dict[str, dict[int, Gains]] = {}
+        self.fit_scores: FitScores = {}
         self.calibrated_at = -1
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "spectrum": self.spectrum, "components": self.components, "low_band": self.low_band,
-            "octave_gains": self.gains, "calibrated_at": self.calibrated_at,
+            "octave_gains": self.gains, "fit_scores": self.fit_scores,
+            "calibrated_at": self.calibrated_at,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.gains, self.calibrated_at = state_dict["octave_gains"], state_dict["calibrated_at"]
         self.spectrum, self.low_band = state_dict.get("spectrum", ()), state_dict.get("low_band", {})
-        self.components = state_dict.get("components")
+        self.components, self.fit_scores = state_dict.get("components"), state_dict.get("fit_scores", {})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs or reached_max_steps(trainer)
@@ -66,7 +70,10 @@ class Calibration(Callback):
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         held_out = data.validation
         assert held_out is not None
-        images = torch.stack([held_out[i][0] for i in held_out.some(self.images)])
+        chosen = held_out.some(self.images)
+        others = [i for i in held_out.some(self.images + MAX_SCORED) if i not in set(chosen)][: 4 * self.images]
+        images = torch.stack([held_out[i][0] for i in chosen])
+        scored = torch.stack([held_out[i][0] for i in others]).to(pl_module.device) if others else None
         batch_size = sampling_batch_size(trainer, pl_module.config.data.batch_size, 64)
         say(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images")
         try:
@@ -75,9 +82,12 @@ class Calibration(Callback):
                 denoiser = Denoiser(forward, pl_module.schedule, pl_module.denoiser.prediction_type)
                 images = images.to(pl_module.device)
                 found = calibrate_presets(
-                    denoiser, images, _components(data), seed=self.seed, batch=batch_size, say=say
+                    denoiser, images, _components(data), scored, seed=self.seed, batch=batch_size, say=say
                 )
+                denoiser.fit_scores = found.fit_scores
+                _check_references(trainer, denoiser, pl_module.device)
             self.spectrum, self.low_band, self.gains = found.spectrum, found.low_band, found.octave_gains
+            self.fit_scores = found.fit_scores
             self.components = found.components.plain() if found.components is not None else None
             self.calibrated_at = trainer.global_step
         except RuntimeError as error:  # out of memory, say: what was trained must still be saved
@@ -86,6 +96,15 @@ class Calibration(Callback):
                 "python -m ilvr_lightning.checkpoints export --calibrate does it later",
                 stacklevel=2,
             )
+
+
+def _check_references(trainer: pl.Trainer, denoiser: Denoiser, device: torch.device) -> None:
+    """Say at which N the references of the grids fit."""
+    grids = [callback for callback in trainer.callbacks if isinstance(callback, ILVRGrid)]  # type: ignore[attr-defined]
+    for reference in (reference for grid in grids for reference in grid.references if reference.mask is None):
+        if are_enough(denoiser.fit_scores):
+            y = reference.tensor[None].to(device)
+            say(f"check        {reference.name}: {advice(check_reference(denoiser, y))}")
 
 
 def _components(data: ImageDataModule) -> Components | None:

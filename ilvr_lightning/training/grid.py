@@ -15,16 +15,18 @@ from torch import Tensor
 
 from ilvr_lightning.atomic import write_atomically
 from ilvr_lightning.config.schema import Config
-from ilvr_lightning.data.images import Pixels, from_tensor
+from ilvr_lightning.data.images import Pixels, from_tensor, to_tensor
 from ilvr_lightning.data.references import Reference, masks_of
 from ilvr_lightning.diffusion.denoiser import Denoise
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.noise import image_seed
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
+from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.signals import is_optimizer_step, last_step
 from ilvr_lightning.training.ema import ema_weights, sampling_batch_size
 from ilvr_lightning.training.loggers import log_picture
+from ilvr_lightning.training.tint import ColourMeans, Tint
 from ilvr_lightning.visual.grids import Column, GridSource, draw_grid, reference_columns
 from ilvr_lightning.visual.pages import write_grid_page
 
@@ -64,7 +66,8 @@ class ILVRGrid(Callback):
     It works in any Trainer with any LightningModule that has a `denoiser` and a `schedule` (see Steerable). It samples
     with the average of the weights where EMA is among the callbacks, with the same noise each time, and shares the work
     over the ranks. A grid goes into a PNG, and index.html beside the PNGs shows them all. Loggers that show pictures
-    get a part of it per factor: grids/N4, grids/N8, grids/unconditional.
+    get a part of it per factor: grids/N4, grids/N8, grids/unconditional. The tint of the unconditional samples is
+    logged, and a line warns where it grows.
 
     Args:
         references: References, or images (B, C, H, W) in [-1, 1]; without any, no grid is drawn.
@@ -106,6 +109,7 @@ class ILVRGrid(Callback):
         self.batch_size = batch_size
         self._source: GridSource | None = None
         self._drawn_step = -1
+        self._colours, self._tint, self._has_warned = ColourMeans(), math.inf, False
 
     @classmethod
     def of_config(cls, config: Config, references: Sequence[Reference], folder: Path) -> "ILVRGrid":
@@ -151,6 +155,7 @@ class ILVRGrid(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._colours.add(batch)
         due = is_due(trainer.global_step, self.every_n_steps, last_step(trainer))
         if due and is_optimizer_step(trainer, batch_idx):
             self._draw(trainer, pl_module)
@@ -227,6 +232,9 @@ class ILVRGrid(Callback):
             )
 
         free = Column(label="unconditional", rows=[[pixels[Tile(row, None, k)] for k in samples] for row in rows])
+        tint = self._colours.tint(torch.stack([to_tensor(tile) for row in free.rows for tile in row]))
+        if tint is not None:
+            self._note_tint(trainer, tint)
         title = f"step {step}, {weights}, {self.plan.sampler}, {self.plan.num_steps} steps"
         image = draw_grid([*conditioned(self.factors), free], title)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -240,6 +248,18 @@ class ILVRGrid(Callback):
             for tag, card in cards.items():
                 log_picture(logger, tag, card, step)
             logger.save()
+
+    def _note_tint(self, trainer: pl.Trainer, tint: Tint) -> None:
+        """Log a tint; warn once where it is more than chance and has grown since the grid before."""
+        for logger in trainer.loggers:
+            logger.log_metrics(tint.metrics(), trainer.global_step)
+        if tint.is_certain and tint.size > self._tint and not self._has_warned:
+            self._has_warned = True
+            say(
+                f"\ntint         unconditional samples drift in colour: {tint} levels of 255 from the training images; "
+                "if later grids keep it, lower optim.lr or raise ema.decay"
+            )
+        self._tint = tint.size
 
 
 def is_due(step: int, every_n_steps: int | Literal["auto"], last: float) -> bool:

@@ -161,6 +161,8 @@ def test_hostile_checkpoints(change: dict[str, Any], tmp_path: Path) -> None:
     [
         {"model": None}, {"model": {"channels": 64.5}}, {"model": {"channels": 10**9}},
         {"model": {"num_res_blocks": 10**5}}, {"model": {"channel_mult": [1] * 1000}}, {"model": {"unknown": 1}},
+        {"fit_scores": {"2": [[float("nan")]]}}, {"fit_scores": {"2": [[1.0]], "4": [[1.0], [2.0]]}},
+        {"fit_scores": {"2": [[1.0], [1.0, 2.0]]}}, {"fit_scores": {"x": []}}, {"fit_scores": [1]},
         {"diffusion": {"num_timesteps": 10**9}}, {"diffusion": {"prediction": "x"}}, {"diffusion": {"schedule": "x"}},
         {"image_shape": [3, "inf", 1]}, {"image_shape": [3, 10**9, 16]}, {"image_shape": 3}, {"image_shape": [3, 16]},
         {"image_shape": [3, 16, 16, 16]}, {"image_shape": [2, 16, 16]}, {"image_shape": [3, 16.5, 16]},

@@ -237,7 +237,7 @@ def test_every_setting_has_a_flag() -> None:
 
 GROUPS = {
     "what is sampled": "--ref --ckpt --num-samples --unconditional --seed --image-size --fit --reproduce",
-    "how closely the reference is followed": "--factor --range --sweep --mask --reference-sigma "
+    "how closely the reference is followed": "--factor --check --range --sweep --mask --reference-sigma "
     "--candidates --start-from --exact-low-band",
     "how it is drawn": "--preset --sampler --steps --spacing --eta",
     "where it goes": "--out --format --trajectory --overwrite",

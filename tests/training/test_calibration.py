@@ -265,9 +265,25 @@ def test_calibrating_a_checkpoint_that_is_there(
     pictures = [str(path) for path in sorted(images.glob("*.png"))[:3]]
     assert pretrained(["export", last, "--to", "safetensors", str(made), "--calibrate", *pictures]) == 0
     assert "octave_gains" in capsys.readouterr().out
-    assert set(load_denoiser(made, say=None).description.octave_gains["draft"]) == {2, 4}
+    loaded = load_denoiser(made, say=None)
+    assert set(loaded.description.octave_gains["draft"]) == {2, 4}
+    assert {n: len(of) for n, of in loaded.fit_scores.items()} == {2: 3, 4: 3}
     to_adm = ["export", last, "--to", "adm", str(tmp_path / "model.pt"), "--calibrate", *pictures]
     assert "--calibrate needs --to safetensors" in cli.refused(pretrained, capsys, *to_adm)
+
+
+def test_the_references_of_the_grids_are_checked(
+    train_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the end, where enough held-out images were scored: more than the few of this run."""
+    train_run("few_scores", "calibration.images=3")
+    assert "check        validation_0" not in capsys.readouterr().out
+    monkeypatch.setattr("ilvr_lightning.training.calibration.are_enough", lambda scores: len(scores) == 2)
+    monkeypatch.setattr("ilvr_lightning.metrics.fit.ALPHA", 0.5)
+    monkeypatch.setattr("ilvr_lightning.metrics.fit.check_reference.__defaults__", (None, 0.5))
+    train_run("checked", "calibration.images=3")
+    said = capsys.readouterr().out
+    assert all(f"check        validation_{i}: " in said for i in range(3)) and said.count("N=4") >= 3
 
 
 def test_a_failed_calibration_loses_nothing(train_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +313,8 @@ def test_gains_are_used_where_they_were_set(train_run: Callable[..., Path], monk
     folder = train_run("calibrated_thrice", "calibration.images=3")
     loaded = load_denoiser(folder / "checkpoints" / "last.ckpt", say=None)
     gains = loaded.description.octave_gains["fast"]
+    scores = loaded.fit_scores  # of the held-out images that the presets were not chosen on, if there are any
+    assert set(scores) == {2, 4} and {len(of) for of in scores.values()} <= set(range(1, 13))
     chosen: dict[str, Any] = loaded.description.low_band["fast"]
     assert loaded.preset("fast", 4) == SamplingPlan.preset("fast", factor=4, octave_gains=gains[4], **chosen)
     assert loaded.preset("best", 4) == SamplingPlan.preset("best", factor=4, **chosen)

@@ -11,7 +11,7 @@ from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families.family import Family, FileContent, StateDict, TensorDict
 from ilvr_lightning.config.load import config_from_dict, from_dict
 from ilvr_lightning.config.schema import MAX_SIDE, DiffusionConfig, without_local_paths
-from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, Gains, SamplingPlan
+from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, FitScores, Gains, SamplingPlan
 from ilvr_lightning.models.config import UNetConfig
 
 KEY = "ilvr_lightning"
@@ -31,11 +31,14 @@ CALLBACK_FACTS = (
 """(key in a callback's state, the fact that it is, its unit, digits after the point)."""
 
 
-CALIBRATION = ("spectrum", "components", "low_band", "octave_gains")
+CALIBRATION = ("spectrum", "components", "low_band", "octave_gains", "fit_scores")
 """What a calibration leaves in the description of a model, and in the state of the callback that made it."""
 
 MAX_RADIUS = 2 * MAX_SIDE
 """A file may hold a list of any length where the spectrum is expected."""
+
+MAX_SCORED = 100_000
+"""A file may hold scores of so many images."""
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
@@ -139,7 +142,26 @@ def _checked(calibration: Mapping[str, Any], image_shape: tuple[int, int, int]) 
         "components": Components.from_plain(components, image_shape) if components else None,
         "low_band": low_band,
         "octave_gains": _gains(calibration.get("octave_gains")),
+        "fit_scores": _fit_scores(calibration.get("fit_scores")),
     }
+
+
+def _fit_scores(values: Any) -> FitScores:
+    """{factor: scores by image and octave} from a file.
+
+    Raises:
+        AttributeError, TypeError, ValueError: it is something else.
+    """
+    scores = {
+        int(n): tuple(tuple(float(score) for score in octaves) for octaves in images)
+        for n, images in (values or {}).items()
+    }
+    for images in scores.values():
+        if len(images) != len(next(iter(scores.values()))) or not 1 <= len(images) <= MAX_SCORED:
+            raise ValueError("fit_scores must be of the same images at each factor")
+        if any(len(octaves) != len(images[0]) or not all(0 <= s < math.inf for s in octaves) for octaves in images):
+            raise ValueError("fit_scores must be positive numbers by octave")
+    return dict(sorted(scores.items()))
 
 
 def _gains(values: Any) -> dict[str, dict[int, Gains]]:
