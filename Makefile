@@ -1,4 +1,5 @@
 # make demo: sample from the bundled models, then train until there are rough faces (make demo SHORT=1: a minute).
+# make app: a page in the browser on which one steers samples; ARGS="--ckpt PATH" passes flags to app.py.
 # make test: ruff, mypy and the unit tests.
 # make test-system: tests of whole processes: signals, kills, torchrun, SLURM, torch.compile, commands.
 # make mutants: known bugs of other implementations, put into this code at run time; each must fail a unit test.
@@ -7,10 +8,11 @@
 # Each makes .venv and installs into it once; PYTHON=... uses another environment.
 
 ifdef PYTHON
-demo-env test-env data-env:
+demo-env app-env test-env data-env:
 else
 PYTHON := .venv/bin/python
 demo-env: .venv/installed
+app-env: .venv/installed-app
 test-env: .venv/installed-test
 data-env: .venv/installed-data
 endif
@@ -25,9 +27,13 @@ PYTEST = $(PYTHON) -m pytest --numprocesses 2
 	$(PIP) --editable .
 	touch $@
 
+.venv/installed-app: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[app]'
+	touch $@ .venv/installed
+
 .venv/installed-test: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[test]'
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-app
 
 .venv/installed-data: data/tools/requirements.txt | .venv/installed-test
 	$(PIP) -r data/tools/requirements.txt
@@ -49,6 +55,9 @@ demo: demo-env
 	@echo "images       samples/demo/toon64/grid.png, samples/demo/animals64/grid.png; of the training, from noise to rough faces: samples/demo/runs/toon32/*/grids/"
 	@echo "tensorboard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
 
+app: app-env
+	$(PYTHON) app.py $(ARGS)
+
 test: test-env
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -67,4 +76,4 @@ test-data: data-env
 fuzz: test-env
 	$(PYTHON) -m tests.fuzz --count 10000
 
-.PHONY: demo test test-system mutants test-data fuzz demo-env test-env data-env
+.PHONY: demo app test test-system mutants test-data fuzz demo-env app-env test-env data-env
