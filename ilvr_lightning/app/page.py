@@ -94,7 +94,7 @@ class Page:
                     buttons=[], elem_id="picture",
                 )  # fmt: skip
                 # Files are read by data.images with its limits, never by gradio.
-                self.picture.preprocess = file_of
+                self.picture.preprocess = self._file
             with gr.Tab("Draw"):
                 self.editor = gr.ImageEditor(
                     sources=["upload", "clipboard"], show_label=False, transforms=(), canvas_size=(512, 512),
@@ -105,7 +105,7 @@ class Page:
                 # An editor that is an input of an event sends its layers again at every step of every later event.
                 # This one is never shown: it only holds what is drawn for the event.
                 self.drawing = gr.ImageEditor(visible=False)
-                self.drawing.preprocess = layers_of
+                self.drawing.preprocess = self._layers
                 for editor in (self.editor, self.drawing):
                     editor.accept_blobs = None  # it would keep in memory whatever it is sent
                 gr.HTML("Cover on the layer Mask what the model may change freely.", elem_classes="quiet", **PLAIN)
@@ -215,6 +215,21 @@ class Page:
         """The outputs of `take` for what cannot be taken: the picture that was there, and why."""
         return known[0] if known else None, gr.skip(), figures.sentences([message(error)]), *[gr.skip()] * 7
 
+    def _file(self, payload: Any) -> str | None:
+        """The file of an upload, a drawing or an example; gradio does not check every path that it is sent."""
+        if payload is None:
+            return None
+        path = Path(payload.path).resolve()
+        if not any(path.is_relative_to(folder.resolve()) for folder in (self.folder, REFERENCES)):
+            raise gr.Error("This picture was not uploaded here.", print_exception=False)
+        return str(path)
+
+    def _layers(self, payload: Any) -> tuple[str | None, list[str | None]]:
+        """The files of a drawing's background and layers."""
+        if payload is None:
+            return None, []
+        return self._file(payload.background), [self._file(layer) for layer in payload.layers]
+
     def _remarks(self, reference: str, model: Model) -> str:
         return figures.sentences(remarks(read_reference(reference, model)[0], model))
 
@@ -243,18 +258,6 @@ def nearest(model: Model, factor: int) -> int:
 def known_with(reference: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     """The known references, with one of them first."""
     return (reference, *(each for each in known if each != reference))[:MAX_KNOWN] if reference else known
-
-
-def file_of(payload: Any) -> str | None:
-    """The file of a picture, which gradio has checked to be an upload."""
-    return None if payload is None else str(payload.path)
-
-
-def layers_of(payload: Any) -> tuple[str | None, list[str | None]]:
-    """The files of a drawing's background and layers."""
-    return (
-        (None, []) if payload is None else (file_of(payload.background), [file_of(layer) for layer in payload.layers])
-    )
 
 
 def pair(drawn: Drawn, number: int) -> tuple[Any, Any] | None:

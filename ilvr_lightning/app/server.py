@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
@@ -99,7 +98,7 @@ def serve(args: Namespace, folder: Path, **others: Any) -> Any:
 
 def end_by_signal() -> None:
     """Let SIGTERM end the program as Control-C does, so that the temporary folder is removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class Limits:

@@ -27,7 +27,7 @@ def served(trained: Path) -> Iterator[Any]:
     with temporary_folder() as folder:
         args = parse_arguments(["--ckpt", str(trained / "checkpoints" / "last.ckpt"), "toon64", "--device", "cpu"])
         page = serve(args, folder, prevent_thread_lock=True, quiet=True)
-        page.folder = folder
+        page.folder, page.names = folder, args.ckpt
         yield page
         page.close(verbose=False)
     os.environ.clear()

@@ -97,8 +97,8 @@ def test_a_plain_picture_restores_nothing(models: Models, reference: str) -> Non
 
 @pytest.mark.parametrize(
     "further",
-    ["--ckpt toon64", "--ref /etc/passwd", "--mask=/etc/passwd", "--out x", "--reproduce x", "-h", "--help", "'", "/etc",
-     "--steps 0", "--steps all all", "--device cuda", "--batch-size 9999", "--num-samples 9999", "--sweep"],
+    ["--ckpt toon64", "--ref /etc/passwd", "--mask=/etc/passwd", "--out x", "--reproduce x", "-h", "--help", "'",
+     "/etc", "--steps 0", "--steps all all", "--device cuda", "--batch-size 9999", "--num-samples 9999", "--sweep"],
 )  # fmt: skip
 def test_flags_that_the_page_does_not_take(further: str, models: Models, reference: str) -> None:
     with pytest.raises(UserError):
