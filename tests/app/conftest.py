@@ -42,6 +42,7 @@ def look(browser: Any, served: Any) -> Iterator[Any]:
 
     def opened(width: int = 1400) -> Page:
         page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.extend([message.text] * (message.type == "error")))
         page.on("request", lambda asked: faults.extend([asked.url] * (not asked.url.startswith(own))))
