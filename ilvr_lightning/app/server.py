@@ -82,8 +82,13 @@ def serve(args: Namespace, folder: Path, **others: Any) -> Any:
             max_file_size=MAX_UPLOAD,
             state_session_capacity=MAX_SESSIONS,
             app_kwargs={"middleware": [Middleware(Limits, folder=folder)]},
-            css=colours + (HERE / "app.css").read_text("utf-8"),
-            theme=base.set(**{name: f"var(--{colour})" for name, colour in names.items() if hasattr(base, name)}),
+            head=f"<style>{colours}</style>",  # gradio's `css` would lose the dark colours
+            css=(HERE / "app.css").read_text("utf-8"),
+            theme=base.set(
+                **{name: f"var(--{colour})" for name, colour in names.items() if hasattr(base, name)},
+                input_border_width="1px",
+                input_border_width_dark="1px",
+            ),
             footer_links=[],
             run_history=False,
             ssr_mode=False,
