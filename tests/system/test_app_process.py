@@ -30,7 +30,8 @@ def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
         assert [folder.name.startswith("ilvr_app_") for folder in folders["TMPDIR"].iterdir()].count(True) == 1
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) in (0, 130)  # as after Control-C
-    assert {name: list(folder.rglob("*")) for name, folder in folders.items()} == {"HOME": [], "TMPDIR": [], "cwd": []}
+    left = [path for folder in folders.values() for path in folder.rglob("*")]
+    assert [path for path in left if "torchinductor" not in path.parts[-1]] == []  # an empty folder that torch makes
 
 
 def test_a_mistake_is_one_line() -> None:
