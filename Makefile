@@ -1,4 +1,5 @@
 # make demo: sample from the bundled models, then train until there are rough faces (make demo SHORT=1: a minute).
+# make app: a page in the browser on which one steers samples; ARGS="--ckpt PATH" passes flags to app.py.
 # make test: ruff, mypy and the unit tests.
 # make test-system: tests of whole processes: signals, kills, torchrun, SLURM, torch.compile, commands.
 # make docs: the site, in build/site/index.html, with the examples of docs/examples/ run; a warning is an error.
@@ -8,10 +9,11 @@
 # Each makes .venv and installs into it once; PYTHON=... uses another environment.
 
 ifdef PYTHON
-demo-env test-env docs-env data-env:
+demo-env app-env test-env docs-env data-env:
 else
 PYTHON := .venv/bin/python
 demo-env: .venv/installed
+app-env: .venv/installed-app
 test-env: .venv/installed-test
 docs-env: .venv/installed-docs
 data-env: .venv/installed-data
@@ -27,9 +29,13 @@ PYTEST = $(PYTHON) -m pytest --numprocesses 2
 	$(PIP) --editable .
 	touch $@
 
+.venv/installed-app: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[app]'
+	touch $@ .venv/installed
+
 .venv/installed-test: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[test]'
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-app
 
 .venv/installed-docs: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[docs]'
@@ -56,6 +62,9 @@ demo: demo-env
 	@echo "images       samples/demo/{toon64,animals64,relief64}/grid.png; of the training, from noise to rough faces: samples/demo/runs/toon32/*/grids/"
 	@echo "tensorboard  $(dir $(PYTHON))tensorboard --logdir samples/demo/runs --samples_per_plugin images=1000"
 
+app: app-env
+	$(PYTHON) app.py $(ARGS)
+
 test: test-env
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -77,4 +86,4 @@ test-data: data-env
 fuzz: test-env
 	$(PYTHON) -m tests.fuzz --count 10000
 
-.PHONY: demo test test-system docs mutants test-data fuzz demo-env test-env docs-env data-env
+.PHONY: demo app test test-system docs mutants test-data fuzz demo-env app-env test-env docs-env data-env

@@ -18,11 +18,11 @@ FLOORS = {
     "data": 3,
     "visual": 4, "checkpoints": 4,
     "training": 5, "sampling": 5,
-    "evaluation": 6, "pretrained": 6,
+    "app": 6, "evaluation": 6, "pretrained": 6,
 }  # fmt: skip
-"""A room imports rooms of lower floors only; train.py and sample.py stand above them all."""
+"""A room imports rooms of lower floors only; train.py, sample.py and app.py stand above them all."""
 TORCH_FREE = ("config", "errors", "atomic", "runtime/command.py", "sampling/arguments.py", "checkpoints/__main__.py",
-              "evaluation/__main__.py")  # fmt: skip
+              "evaluation/__main__.py", "app/arguments.py")  # fmt: skip
 """What the commands load before they know that there is work to do: no file of it imports torch at its top."""
 FILES_OVER_300_LINES = {"config/schema.py"}
 
@@ -110,9 +110,9 @@ def test_what_answers_at_once_loads_no_torch() -> None:
         path = PACKAGE / part if part.endswith(".py") else PACKAGE / f"{part}.py"
         paths = [path] if path.is_file() else sorted((PACKAGE / part).glob("*.py"))
         modules += [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths]
-    code = f"import sys, train, sample, {', '.join(modules)}\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
+    code = f"import sys, train, sample, app, {', '.join(modules)}\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert not set(done.stdout.split()) & {"torch", "numpy", "lightning", "datasets", "PIL", "torchvision"}
+    assert not set(done.stdout.split()) & {"torch", "numpy", "lightning", "datasets", "PIL", "torchvision", "gradio"}
 
 
 def test_omegaconf_is_imported_in_one_file() -> None:
@@ -124,5 +124,5 @@ def test_omegaconf_is_imported_in_one_file() -> None:
 def test_files_are_short() -> None:
     long = {path.relative_to(PACKAGE).as_posix() for path in sources() if len(path.read_text().splitlines()) > 300}
     assert long <= FILES_OVER_300_LINES
-    for command in ("train.py", "sample.py"):
+    for command in ("train.py", "sample.py", "app.py"):
         assert len((ROOT / command).read_text().splitlines()) <= 65, command

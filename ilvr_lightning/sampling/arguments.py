@@ -69,10 +69,11 @@ def flags_in_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         message = str(error).replace("data.image_size", "--image-size")
-        raise UserError(re.sub(r"sampling\.(\w+)", lambda match: _flag(match[1]), message)) from None
+        raise UserError(re.sub(r"sampling\.(\w+)", lambda match: flag_of(match[1]), message)) from None
 
 
-def _flag(field: str) -> str:
+def flag_of(field: str) -> str:
+    """The flag of a field of a plan."""
     return OTHER_FLAGS.get(field, "--" + field.replace("_", "-"))
 
 
@@ -83,8 +84,8 @@ def _check(args: Arguments) -> None:
         wrong = [n for n, value in defaults.items() if n not in BESIDE_REPRODUCE and getattr(args, n) != value]
         if wrong:
             raise UserError(
-                f"--reproduce cannot be combined with {_flag(wrong[0])}, because what is sampled comes from the image; "
-                f"give only {', '.join(map(_flag, BESIDE_REPRODUCE[1:]))}"
+                f"--reproduce cannot be combined with {flag_of(wrong[0])}, because what is sampled comes from the "
+                f"image; give only {', '.join(map(flag_of, BESIDE_REPRODUCE[1:]))}"
             )
     elif not args.ref and not args.unconditional:
         raise UserError("--ref is missing; give images, folders or globs to follow, or --unconditional to follow none")
@@ -93,7 +94,7 @@ def _check(args: Arguments) -> None:
     for name in ("num_samples", "batch_size", "devices"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise UserError(f"{_flag(name)} must be at least 1: got {value}")
+            raise UserError(f"{flag_of(name)} must be at least 1: got {value}")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed must be from 0 to {2**32 - 1}: got {args.seed}")
     if not args.out.strip() or not all(pattern.strip() for pattern in args.ref):
@@ -102,10 +103,10 @@ def _check(args: Arguments) -> None:
         raise UserError("--factor auto chooses one N for each reference; give it alone")
     for name in ("factor", "range"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
-            raise UserError(f"{_flag(name)} must list each value once")
+            raise UserError(f"{flag_of(name)} must list each value once")
     for name in REFERENCE_FLAGS:
         if args.unconditional and getattr(args, name):
-            raise UserError(f"{_flag(name)} needs --ref; --unconditional follows no reference")
+            raise UserError(f"{flag_of(name)} needs --ref; --unconditional follows no reference")
     if args.start_from is not None and args.mask:
         raise UserError("--start-from cannot be combined with --mask; remove one of them")
 
@@ -119,7 +120,7 @@ def _make_plan(args: Arguments) -> SamplingPlan:
         owners = [owner for owner, settings in SAMPLER_SETTINGS.items() if name in settings]
         if owners and sampler not in owners:
             raise UserError(
-                f"{_flag(name)} is a setting of --sampler {' or '.join(owners)}; {sampler} does not read it"
+                f"{flag_of(name)} is a setting of --sampler {' or '.join(owners)}; {sampler} does not read it"
             )
     if args.reference_sigma not in (None, "auto"):
         changes["reference_sigma"] = args.reference_sigma
@@ -191,7 +192,7 @@ def make_parser() -> Parser:
                                  help="named settings (%(default)s)")  # fmt: skip
     docs, hints = field_docs(SamplingPlan), typing.get_type_hints(SamplingPlan)
     for name in _made_fields():
-        flags = [_flag(name)] + ["--num-steps"] * (name == "num_steps")
+        flags = [flag_of(name)] + ["--num-steps"] * (name == "num_steps")
         group = groups[GROUPS.get(name, "advanced")]
         group.add_argument(*flags, dest=name, default=None, help=docs[name], **_kind(hints[name]))
     add = groups["goes"].add_argument

@@ -81,8 +81,13 @@ class ILVRSampler(pl.LightningModule):
     def predict_step(self, batch: list[SampleRequest], batch_idx: int = 0) -> Tensor:
         """Sample a batch: (B, C, H, W) in [-1, 1]."""
         x = torch.empty(0, *self.shape)
-        if not batch:
-            return x
+        for t, state in self.steps(batch) if batch else ():
+            x = state.x
+            self.on_step(t, state)
+        return x
+
+    def steps(self, batch: Sequence[SampleRequest]) -> Iterator[tuple[int, SamplerState]]:
+        """Sample a batch of at least one image: after each step the timestep that it came from, and where it leads."""
         recipes = [request.recipe for request in batch]
         references = [request.reference for request in batch if request.reference is not None]
         plan = _plan_of_batch([recipe.plan for recipe in recipes])
@@ -97,10 +102,8 @@ class ILVRSampler(pl.LightningModule):
             mask=masks_of(references) if references else None,
             device=self.device,
         ):
-            x = state.x
-            self.on_step(t, state)
+            yield t, state
             t = state.t
-        return x
 
     def environment(self, batch_size: int) -> dict[str, Any]:
         """Where and how a batch is computed, which changes the last digits of its images: fields of a Recipe."""

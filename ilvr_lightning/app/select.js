@@ -1,0 +1,4 @@
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-number]');
+  if (button) trigger('select', {index: +button.dataset.number});
+});
