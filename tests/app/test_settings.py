@@ -170,7 +170,7 @@ def test_the_range_is_followed(models: Models, reference: str) -> None:
 
 def test_the_bundled_models_and_the_newest_run_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "data")
-    assert Models([], "cpu").names == ["toon64", "animals64"]
+    assert Models([], "cpu").names == ["toon64", "animals64", "relief64"]
 
 
 def test_a_checkpoint_that_does_not_load(tmp_path: Path) -> None:
