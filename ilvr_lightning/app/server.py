@@ -39,7 +39,9 @@ COLOURS = {
 def temporary_folder() -> Iterator[Path]:
     """A folder for uploads and drawings, which is removed at the end; gradio must not be imported before."""
     with tempfile.TemporaryDirectory(prefix="ilvr_app_") as name:
-        os.environ.update(GRADIO_TEMP_DIR=name, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+        os.environ.update(
+            GRADIO_TEMP_DIR=name, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", MPLCONFIGDIR=name
+        )
         yield Path(name)
 
 

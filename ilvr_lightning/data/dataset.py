@@ -16,7 +16,7 @@ from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.cache import Pictures, decode_once
 from ilvr_lightning.data.crops import Corner, Size, covering, random_window, tiles, window
 from ilvr_lightning.data.image_source import ImageSource
-from ilvr_lightning.data.images import BrokenImageError, to_tensor
+from ilvr_lightning.data.images import BrokenImageError, Pixels, to_tensor
 from ilvr_lightning.diffusion.noise import derive_seed
 from ilvr_lightning.errors import UserError
 
@@ -53,6 +53,9 @@ class ImageDataset(Dataset[Sample]):
         self.decoded: Pictures | None = None
         self._pictures: Sequence[int] | NDArray[np.int64] = range(len(source))
         """The row of the source that each image is cropped from."""
+        self._last: tuple[int, Pixels, int] | None = None
+        """The picture that was decoded last, of which the next image is often another part: its number, its pixels, and
+        the number of the picture that they are of."""
         self._corners: list[Corner] = []
         """Where each tile begins."""
         if not keep:
@@ -121,13 +124,18 @@ class ImageDataset(Dataset[Sample]):
         """The same; a seed chooses the part where images are cropped at random."""
         row = index if index >= 0 else -index - 1
         picture = found = int(self._pictures[row])
+        last = self._last
         if self.decoded is not None:
             pixels = self.decoded[picture]
+        elif last is not None and last[0] == picture:
+            pixels, found = last[1:]
         else:
             count = len(self.source)
             rows = (other % count for other in range(picture, picture + count))
             candidates = ((other, self.source.image_bytes(other)) for other in rows)
             pixels, found = self.source.decode_first(candidates, self.config)
+            if self.config.crop != "center":
+                self._last = picture, pixels, found
         if self._corners and found == picture:
             pixels = window(pixels, self.config, self._corners[row])
         else:

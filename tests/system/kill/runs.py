@@ -139,7 +139,9 @@ def difference(a: Path, b: Path) -> str | None:
     for tag in ("train/loss", "train/lr", "train/grad_norm", "val/loss"):
         if [(e.step, e.value) for e in first.Scalars(tag)] != [(e.step, e.value) for e in second.Scalars(tag)]:
             return f"{tag} in TensorBoard"
-    for tag in ("grids/N2", "grids/N4", "grids/unconditional"):
+    if first.Tags()["images"] != second.Tags()["images"]:
+        return f"grids in TensorBoard: {first.Tags()['images']} and {second.Tags()['images']}"
+    for tag in first.Tags()["images"]:
         shown = [[(e.step, e.encoded_image_string) for e in log.Images(tag)] for log in (first, second)]
         if shown[0] != shown[1]:
             return f"{tag} in TensorBoard: steps {[s for s, _ in shown[0]]} and {[s for s, _ in shown[1]]}"
