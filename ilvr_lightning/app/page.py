@@ -21,7 +21,7 @@ from ilvr_lightning.errors import UserError
 HERE = Path(__file__).parent
 REFERENCES = HERE.parents[1] / "data" / "references"
 """The examples, in a clone of the repository."""
-FIRST_EXAMPLE = "painting_red_hair.png"
+FIRST_EXAMPLE = "field_copper_on_blue.png"
 """The reference that is there at the start."""
 FIRST_FACTOR = 16
 """The N that is there at the start, or the nearest one that the model allows."""

@@ -14,6 +14,7 @@ from ilvr_lightning.data.images import Pixels, from_tensor
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.samplers import SamplerState
+from ilvr_lightning.metrics.fit import advice, are_enough, check_reference
 from ilvr_lightning.sampling.requests import SampleRequest
 from ilvr_lightning.sampling.trajectory import evenly_chosen
 from ilvr_lightning.visual.grids import low_pass_pixels
@@ -126,7 +127,11 @@ def remarks(reference: Reference, model: Model) -> list[str]:
     words = [f"{own[1]}x{own[0]} pixels, seen by the model at {width}x{height}."]
     if min(own) < min(height, width):
         words.append("It has fewer pixels than the model's images: a small N follows its blur.")
-    return words  # the place for what `check_reference` says of it, and for the N that it suggests
+    denoiser = model.sampler.denoiser
+    if are_enough(denoiser.fit_scores) and reference.mask is None:
+        fits = check_reference(denoiser, reference.tensor[None].to(model.sampler.device))
+        words.append(f"Advice: {advice(fits)}.")
+    return words
 
 
 def given_figures(reference: Reference, plan: SamplingPlan) -> list[Figure]:

@@ -66,6 +66,7 @@ class ILVRSampler(pl.LightningModule):
         self.denoiser = Denoiser(self._forward, denoiser.schedule, denoiser.prediction_type)
         """The network as a callable (x, t) -> Prediction, x (B, C, H, W) and t (B,) in 1..T."""
         self.denoiser.spectrum, self.denoiser.components = denoiser.spectrum, denoiser.components
+        self.denoiser.fit_scores = denoiser.fit_scores
         self.on_step: Callable[[int, SamplerState], None] = lambda t, state: None
         """Is called after each step with the timestep that it came from."""
 
