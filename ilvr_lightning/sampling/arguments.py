@@ -173,8 +173,8 @@ def make_parser() -> Parser:
     add = groups["closely"].add_argument
     add("--factor", type=_factor, nargs="+", default=[], metavar="N|auto",
         help="the paper's N: a small N follows the reference closely, a large N leaves more to the model; several "
-        "values are sampled side by side; auto: for each reference the smallest N from 4 on at which it fits (auto; 8 "
-        "for a checkpoint that holds no scores of held-out images)")  # fmt: skip
+        "values are sampled side by side; auto: for each reference the smallest N from 4 to a quarter of the side at "
+        "which it fits (auto; 8 for a checkpoint that holds no scores of held-out images)")  # fmt: skip
     add("--check", action="store_true",
         help="sample nothing; say at which N each reference fits, those of --factor or all")  # fmt: skip
     add("--range", type=_range, nargs="+", default=[], metavar="A:B",

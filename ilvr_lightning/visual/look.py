@@ -48,6 +48,9 @@ def look(config: Config) -> int:
     settings = replace(config.data, cache_mb=0, num_workers=0, epoch_images=10**9)
     data = ImageDataModule(settings, config.seed)
     data.setup()
+    assert data.train is not None
+    # A training refuses fewer images than a batch has; a look shows them.
+    data.config = replace(data.config, batch_size=min(data.config.batch_size, len(data.train)))
     shown, histogram, broken = _read(data)
     height, width = config.data.size
     lines = [
@@ -56,7 +59,12 @@ def look(config: Config) -> int:
         *_left_out(broken, Path(config.data.path).expanduser()),
     ]
     rows = [shown[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS)]
-    label = f"the first {len(shown)} images of the training as the network sees them, {height}x{width} px"
+    which = (
+        f"the first {len(shown)} images"
+        if len(data.train) >= len(shown)
+        else f"{len(data.train)} images, again and again"
+    )
+    label = f"{which} of the training as the network sees them, {height}x{width} px"
     sheet = _with_text(draw_grid([Column(label=label, rows=rows)], ""), histogram, lines)
     path = Path(config.trainer.default_root_dir) / config.name / "look.png"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,7 @@ def fits_from(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(fit, "check_reference", check_reference)
+    monkeypatch.setattr(fit, "KEPT", 1)  # the images have 8 px
 
 
 @pytest.fixture
@@ -120,6 +121,16 @@ def test_each_reference_is_sampled_at_its_own_factor(scored: Path, bright_and_da
     for row, name in enumerate(("bright_N8_0", "dark_N4_0")):
         top, left = 44 + row * 98, 12 + 96 + 12 + 98
         assert (grid[top : top + 96, left : left + 96][::12, ::12] == pixels(out / f"{name}.png")).all()
+
+
+@pytest.mark.usefixtures("fits_from")
+def test_auto_keeps_something_of_a_reference(
+    said: Said, bright_and_dark: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "KEPT", 2)
+    out = said("--ref", *bright_and_dark, "--num-samples", 1)
+    assert "factor       bright: take N=4; it does not fit (p = 0.01: its mean colour), but N=8 keeps 1x1 pixels" in out
+    assert "factor       dark: take N=4, which fits (p = 0.5)\n" in out
 
 
 @pytest.mark.usefixtures("fits_from")

@@ -69,6 +69,8 @@ def test_the_sheet_and_what_is_left_out(
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["look.png"]
 
 
-def test_it_refuses_what_the_training_would(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([str(tiny_config), "data.batch_size=19", "--look"]) == 2
+def test_fewer_images_than_a_batch_are_shown(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their training is refused."""
+    assert train.main([str(tiny_config), "data.batch_size=19", "--look"]) == 0
+    assert train.main([str(tiny_config), "data.batch_size=19"]) == 2
     assert "data.batch_size must be at most the number of training images" in capsys.readouterr().err
