@@ -14,7 +14,7 @@ from ilvr_lightning.data.images import Pixels, from_tensor
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.diffusion.plan import SamplingPlan, as_tuple
 from ilvr_lightning.diffusion.samplers import SamplerState
-from ilvr_lightning.metrics.fit import advice, are_enough, check_reference
+from ilvr_lightning.metrics.fit import are_enough, check_reference, recommend
 from ilvr_lightning.sampling.requests import SampleRequest
 from ilvr_lightning.sampling.trajectory import evenly_chosen
 from ilvr_lightning.visual.grids import low_pass_pixels
@@ -130,7 +130,7 @@ def remarks(reference: Reference, model: Model) -> list[str]:
     denoiser = model.sampler.denoiser
     if are_enough(denoiser.fit_scores) and reference.mask is None:
         fits = check_reference(denoiser, reference.tensor[None].to(model.sampler.device))
-        words.append(f"Advice: {advice(fits)}.")
+        words.append(f"Advice: {recommend(fits, (height, width))[1]}.")
     return words
 
 

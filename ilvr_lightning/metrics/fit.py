@@ -233,11 +233,21 @@ def smallest_fitting(fits: Sequence[Fit]) -> int | None:
     return found
 
 
-def advice(fits: Sequence[Fit]) -> str:
-    """The N to take, and why."""
+KEPT = 4
+"""The N that is advised keeps so many pixels of a reference in each direction; of fewer, nobody recognises it."""
+
+
+def recommend(fits: Sequence[Fit], size: tuple[int, int]) -> tuple[int, str]:
+    """The N to take for a reference of a height and width, and why in words."""
     found = smallest_fitting(fits)
+    most = max(LEAST, min(size) // KEPT)
+    kept = [fit for fit in fits if fit.factor <= most]
+    if kept and (found is None or found > most):
+        last = kept[-1]
+        beyond = f", but N={found} would keep only {size[0] // found}x{size[1] // found} pixels of it" if found else ""
+        return last.factor, f"take N={last.factor}; it {last}{beyond}"
     if found is None:
-        return f"fits at no N; N={fits[-1].factor} is the least wrong: it {fits[-1]}"
+        return fits[-1].factor, f"take N={fits[-1].factor}; it {fits[-1]}"
     place = [fit.factor for fit in fits].index(found)
     below = f"; at N={fits[place - 1].factor} it {fits[place - 1]}" if place and not fits[place - 1].fits else ""
-    return f"take N={found}, which {fits[place]}{below}"
+    return found, f"take N={found}, which {fits[place]}{below}"

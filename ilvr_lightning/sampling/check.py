@@ -12,7 +12,7 @@ from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.data.images import Pixels
 from ilvr_lightning.data.references import Reference, find_references
 from ilvr_lightning.diffusion.plan import SamplingPlan, check_factor
-from ilvr_lightning.metrics.fit import ALPHA, Fit, advice
+from ilvr_lightning.metrics.fit import ALPHA, Fit, recommend
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.sampling.arguments import AUTO, Arguments, flags_in_errors
 from ilvr_lightning.sampling.fit import Checker
@@ -49,7 +49,7 @@ def check(args: Arguments) -> int:
         width = max(len(reference.name), 12)
         for fit in fits:
             print(f"{reference.name:{width}} N={fit.factor:<3} {fit}", flush=True)
-        print(f"{reference.name:{width}} {advice(fits)}{_noise(reference)}", flush=True)
+        print(f"{reference.name:{width}} {recommend(fits, shape[1:])[1]}{_noise(reference)}", flush=True)
         if len(shown) < MAX_ROWS:
             shown.append((reference, fits))
     path = folder / SHEET

@@ -8,7 +8,7 @@ from ilvr_lightning.checkpoints.load import LoadedDenoiser
 from ilvr_lightning.data.references import Reference
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.metrics.fit import LEAST, Fit, advice, check_reference, smallest_fitting
+from ilvr_lightning.metrics.fit import Fit, check_reference, recommend
 from ilvr_lightning.runtime.command import say
 
 HOW = "python -m ilvr_lightning.checkpoints export CKPT --to safetensors OUT --check-images HELD_OUT_IMAGES"
@@ -51,12 +51,8 @@ class Checker:
             raise UserError(f"{error}; {HOW} adds scores") from None
 
 
-KEPT = 4
-"""--factor auto keeps so many pixels of the reference in each direction; of fewer, nobody recognises it."""
-
-
 def choose_factors(denoiser: LoadedDenoiser, references: Sequence[Reference], device: str, otherwise: int) -> list[int]:
-    """--factor auto: for each reference the smallest N at which it fits, up to side/KEPT, said in a line each.
+    """--factor auto: the N that is advised for each reference, said in a line each.
 
     Args:
         denoiser: with the scores of its calibration.
@@ -73,13 +69,7 @@ def choose_factors(denoiser: LoadedDenoiser, references: Sequence[Reference], de
             chosen.append(otherwise)
             say(f"factor       {reference.name}: N={otherwise}; it has a mask, and only whole references are checked")
             continue
-        fits = checker(reference)
-        found, words = smallest_fitting(fits) or fits[-1].factor, advice(fits)
-        most = max(LEAST, min(reference.tensor.shape[1:]) // KEPT)
-        if found > most and (limited := [fit for fit in fits if fit.factor <= most]):
-            kept = f"{reference.tensor.shape[1] // found}x{reference.tensor.shape[2] // found}"
-            words = f"take N={limited[-1].factor}; it {limited[-1]}, but N={found} keeps {kept} pixels of it alone"
-            found = limited[-1].factor
-        chosen.append(found)
+        factor, words = recommend(checker(reference), (reference.tensor.shape[1], reference.tensor.shape[2]))
+        chosen.append(factor)
         say(f"factor       {reference.name}: {words}")
     return chosen

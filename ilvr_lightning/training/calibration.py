@@ -13,7 +13,7 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import FitScores, Gains
 from ilvr_lightning.errors import first_line
 from ilvr_lightning.metrics.calibration import PRESETS, calibrate_presets
-from ilvr_lightning.metrics.fit import MAX_SCORED, advice, are_enough, check_reference
+from ilvr_lightning.metrics.fit import MAX_SCORED, are_enough, check_reference, recommend
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import fastest_copy
 from ilvr_lightning.runtime.signals import reached_max_steps
@@ -104,7 +104,8 @@ def _check_references(trainer: pl.Trainer, denoiser: Denoiser, device: torch.dev
     for reference in (reference for grid in grids for reference in grid.references if reference.mask is None):
         if are_enough(denoiser.fit_scores):
             y = reference.tensor[None].to(device)
-            say(f"check        {reference.name}: {advice(check_reference(denoiser, y))}")
+            words = recommend(check_reference(denoiser, y), (y.shape[2], y.shape[3]))[1]
+            say(f"check        {reference.name}: {words}")
 
 
 def _components(data: ImageDataModule) -> Components | None:

@@ -58,7 +58,7 @@ def fits_from(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(fit, "check_reference", check_reference)
-    monkeypatch.setattr(fit, "KEPT", 1)  # the images have 8 px
+    monkeypatch.setattr("ilvr_lightning.metrics.fit.KEPT", 1)  # the images have 8 px
 
 
 @pytest.fixture
@@ -127,9 +127,12 @@ def test_each_reference_is_sampled_at_its_own_factor(scored: Path, bright_and_da
 def test_auto_keeps_something_of_a_reference(
     said: Said, bright_and_dark: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "KEPT", 2)
+    monkeypatch.setattr("ilvr_lightning.metrics.fit.KEPT", 2)
     out = said("--ref", *bright_and_dark, "--num-samples", 1)
-    assert "factor       bright: take N=4; it does not fit (p = 0.01: its mean colour), but N=8 keeps 1x1 pixels" in out
+    assert (
+        "factor       bright: take N=4; it does not fit (p = 0.01: its mean colour), but N=8 would keep only 1x1 pixels"
+        in out
+    )
     assert "factor       dark: take N=4, which fits (p = 0.5)\n" in out
 
 
