@@ -207,6 +207,10 @@ def print_tables(found: Mapping[str, Any], calibration: Mapping[int, Any]) -> No
     p = torch.stack([p_values(torch.stack([scores[n][i] for n in FACTORS]), held_out[:, columns])
                      for i in range(len(own))])  # fmt: skip
     choices = {f"automatic, alpha {alpha:g}": _smallest(p > alpha) for alpha in ALPHAS}
+    most = 16  # that --factor auto takes at 64 px
+    choices[f"automatic, alpha 0.05, at most N={most}"] = choices["automatic, alpha 0.05"].clamp(
+        max=FACTORS.index(most)
+    )
     choices |= {f"N={n} for all": torch.full((len(own),), float(i)) for i, n in enumerate(FACTORS)}
     off = {name: (at - best).abs() for name, at in choices.items()}
     means = {name: [float(each[own].mean()), float(each[~own].mean())] for name, each in off.items()}
