@@ -111,15 +111,18 @@ def test_memory_holds_weights_twice_at_most(tmp_path: Path) -> None:
     """Once in the network and once as pages of the mapped file, which the kernel may drop; never three times."""
     path = tmp_path / "last.ckpt"
     torch.save(own_content(channels=128, num_head_channels=64), path)  # with as many raw weights, which stay on disk
-    load_denoiser(path, say=None)  # what a first load imports does not count
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again, and not count
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
-    before = kilobytes("VmRSS")
-    loaded = load_denoiser(path, say=None)
-    peak, weights = kilobytes("VmHWM") - before, sum(4 * p.numel() for p in loaded.network.parameters()) // 1024
+    loaded, peaks = load_denoiser(path, say=None), []  # what a first load imports does not count
+    for _ in range(3):  # a thread that another test has left may take memory meanwhile
+        del loaded
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again, and not count
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
+        before = kilobytes("VmRSS")
+        loaded = load_denoiser(path, say=None)
+        peaks.append(kilobytes("VmHWM") - before)
+    weights = sum(4 * p.numel() for p in loaded.network.parameters()) // 1024
     assert weights > 40_000
-    assert peak < 2.4 * weights
+    assert min(peaks) < 2.4 * weights
 
 
 def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
