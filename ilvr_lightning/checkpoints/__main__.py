@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ilvr_lightning.checkpoints.description import add_override
 from ilvr_lightning.checkpoints.families import export_formats, what_loads
+from ilvr_lightning.diffusion.plan import MAX_SCORED
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.runtime.command import Parser, command
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 MAX_CALIBRATION_IMAGES = 64
 """A calibration uses at most so many images."""
-MAX_CHECK_IMAGES = 256
-"""So many further ones are scored for sample.py --check."""
 
 
 @command
@@ -60,7 +59,7 @@ def make_parser() -> Parser:
                      "many; their principal components say what belongs to a reference's low frequencies")  # fmt: skip
     out.add_argument("--check-images", nargs="+", default=[], metavar="IMAGES",
                      help="held-out images, with whose scores sample.py --check compares references; at most "
-                     f"{MAX_CHECK_IMAGES} are used; with --calibrate alone they are its own images, those that it does "
+                     f"{MAX_SCORED} are used; with --calibrate alone they are its own images, those that it does "
                      "not use if there are any")  # fmt: skip
     share.add_argument("repository", metavar="USER/NAME", help="the repository; it is made if it does not exist")
     share.add_argument("--private", action="store_true", help="make a private repository (default: a public one)")
@@ -128,7 +127,7 @@ def _score(loaded: "LoadedDenoiser", given: list[str]) -> None:
     from ilvr_lightning.diffusion.low_band import radial_spectrum
     from ilvr_lightning.metrics.fit import fit_scores
 
-    images = _images(loaded, given, "--check-images", MAX_CHECK_IMAGES)
+    images = _images(loaded, given, "--check-images", MAX_SCORED)
     print(f"scoring      {len(images)} images ...", flush=True)
     loaded.spectrum = loaded.spectrum or tuple(float(f"{variance:.4g}") for variance in radial_spectrum(images))
     scores = fit_scores(loaded.fastest(), images)
@@ -155,9 +154,9 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str], 
     from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate_presets
 
     shape, values = loaded.image_shape, loaded.value_range
-    most = MAX_CALIBRATION_IMAGES + (0 if checked else MAX_CHECK_IMAGES)
+    most = MAX_CALIBRATION_IMAGES + (0 if checked else MAX_SCORED)
     images, rest = _images(loaded, given, "--calibrate", most).tensor_split((MAX_CALIBRATION_IMAGES,))
-    scored = _images(loaded, checked, "--check-images", MAX_CHECK_IMAGES) if checked else rest
+    scored = _images(loaded, checked, "--check-images", MAX_SCORED) if checked else rest
     components = loaded.components
     if training:
         train = find_references(training, shape, flag="--training-images", value_range=values)

@@ -15,6 +15,7 @@ Gains = tuple[float, ...]
 """One gain per octave, the finest last."""
 FitScores = dict[int, tuple[tuple[float, ...], ...]]
 """For each factor N, image by image and octave by octave, how well held-out images fit; see metrics/fit.py."""
+MAX_SCORED = 256  # held-out images whose scores a calibration keeps
 MAX_CANDIDATES = 1000
 """The most runs per image."""
 LOW_BAND_FIELDS = ("low_band_gain", "low_band_decay", "eps_extrapolation", "high_band_correction")

@@ -23,8 +23,12 @@ ALPHA = 0.05
 """A reference is said not to fit where it is less probable than this among images of the domain."""
 FACTORS = (2, 4, 8, 16, 32, 64)
 """The factors that are calibrated, where they divide the sides and leave two pixels of each."""
-MAX_SCORED = 256
-"""Scores of so many held-out images are kept."""
+MUCH = 1.5
+"""An octave with so many times the energy of the training images has too much detail."""
+LEAST = 4
+"""A smaller N is never advised: its samples are hardly more than copies."""
+KEPT = 4
+"""The N that is advised keeps so many pixels of a reference in each direction; of fewer, nobody recognises it."""
 
 
 class Checkable(DenoiseWithSchedule, Protocol):
@@ -212,14 +216,6 @@ def _reason(denoise: Checkable, y: Tensor, factor: int, score: Tensor, held_out:
     return f"{what} at {side / 2**octave:g} to {side / 2 ** (octave - 1):g} px"
 
 
-MUCH = 1.5
-"""An octave with so many times the energy of the training images has too much detail."""
-
-
-LEAST = 4
-"""A smaller N is never advised: its samples are hardly more than copies."""
-
-
 def smallest_fitting(fits: Sequence[Fit]) -> int | None:
     """The smallest N of LEAST or more at which a reference fits and all larger ones do, too; None where there is none.
 
@@ -231,10 +227,6 @@ def smallest_fitting(fits: Sequence[Fit]) -> int | None:
             break
         found = fit.factor
     return found
-
-
-KEPT = 4
-"""The N that is advised keeps so many pixels of a reference in each direction; of fewer, nobody recognises it."""
 
 
 def recommend(fits: Sequence[Fit], size: tuple[int, int]) -> tuple[int, str]:

@@ -62,9 +62,9 @@ def check(args: Arguments) -> int:
 
 def _noise(reference: Reference) -> str:
     """What helps a reference that is noisy."""
-    return f"; its noise is about {reference.noise:.2g}, which --reference-sigma auto does not follow" * bool(
-        reference.noise
-    )
+    if not reference.noise:
+        return ""
+    return f"; its noise is about {reference.noise:.2g}, which --reference-sigma auto does not follow"
 
 
 def _columns(shown: Sequence[tuple[Reference, list[Fit]]]) -> list[Column]:

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from ilvr_lightning.data.datamodule import ImageDataModule
 from ilvr_lightning.diffusion.components import Components, principal_components
 from ilvr_lightning.diffusion.denoiser import Denoiser
-from ilvr_lightning.diffusion.plan import FitScores, Gains
+from ilvr_lightning.diffusion.plan import MAX_SCORED, FitScores, Gains
 from ilvr_lightning.errors import first_line
 from ilvr_lightning.metrics.calibration import PRESETS, calibrate_presets
-from ilvr_lightning.metrics.fit import MAX_SCORED, are_enough, check_reference, recommend
+from ilvr_lightning.metrics.fit import are_enough, check_reference, recommend
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import fastest_copy
 from ilvr_lightning.runtime.signals import reached_max_steps
