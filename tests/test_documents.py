@@ -80,7 +80,12 @@ def check_command(words: list[str]) -> None:
         assert {word for word in argv if word.startswith("--") and len(word) > 2} <= known, file
 
 
-@pytest.mark.parametrize(("page", "words"), list(commands()), ids=lambda value: " ".join(value)[:60].replace("/", "_"))
+def name_of(value: str | list[str]) -> str:
+    """A page or a command in the name of a test."""
+    return (value if isinstance(value, str) else " ".join(value))[:60].replace("/", "_")
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands()), ids=name_of)
 def test_command(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     check_command(words)

@@ -57,7 +57,8 @@ class SampleGrids:
         """The grid of some references; one of other images that has the name is not overwritten."""
         requests, per_reference = self.requests, self.requests.per_reference
         recipe = requests[groups[0] * per_reference].recipe
-        title = f"{what}: {recipe.plan.sampler}, {recipe.plan.num_steps} steps, {recipe.weights} weights"
+        raw = ", raw weights" if recipe.weights == "raw" else ""
+        title = f"{what}: {recipe.plan.num_steps} steps of {recipe.plan.sampler}{raw}"
         shown = (requests[g * per_reference + i].recipe for g in groups for i in range(per_reference))
         images = hashlib.sha256("".join(digest(identity(each.plain())) for each in shown).encode()).hexdigest()
         path = self.folder.path / f"{stem}.png"
