@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # the flags of --override are read before torch is
 
 FULL_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64, (1, 2, 2, 2): 32}
 """The published code of ADM and improved-diffusion has these multipliers for these image sizes in pixels."""
+CALIBRATED_AS = {"best": "fast"}
+"""Presets that take the calibration of another one, from which they differ only in the number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class ModelDescription:
     def gain_lines(self) -> list[str]:
         """The calibration for a reader, in one line per preset."""
         lines = []
-        for preset in {**self.octave_gains, **self.low_band}:
+        for preset in (name for name in {**self.octave_gains, **self.low_band} if name not in CALIBRATED_AS):
             settings = [f"{name}={value:g}" for name, value in self.low_band.get(preset, {}).items()]
             by_factor = self.octave_gains.get(preset, {})
             gains = [f"N={n} {' '.join(f'{gain:g}' for gain in gains)}" for n, gains in by_factor.items()]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilvr_lightning.checkpoints.description import ModelDescription, Overrides
+from ilvr_lightning.checkpoints.description import CALIBRATED_AS, ModelDescription, Overrides
 from ilvr_lightning.checkpoints.families import FAMILIES, native, what_loads
 from ilvr_lightning.checkpoints.families.family import Family, StateDict
 from ilvr_lightning.checkpoints.files import Weights, read_weights
@@ -66,13 +66,14 @@ class LoadedDenoiser(Denoiser):
         """The plan with the settings of matched noise that were calibrated for a preset, unless it differs from it."""
         if not _agree(plan, SamplingPlan.preset(preset, clip=self.clip)):
             return plan
-        changes: dict[str, Any] = self.description.low_band.get(preset, {})
+        changes: dict[str, Any] = self.description.low_band.get(CALIBRATED_AS.get(preset, preset), {})
         return replace(plan, **changes)
 
     def gains(self, preset: str, plan: SamplingPlan) -> dict[int, Gains]:
         """The octave_gains by factor that were calibrated for a preset; none if the plan differs from it."""
         original = self.calibrated(preset, SamplingPlan.preset(preset, clip=self.clip))
-        return self.description.octave_gains.get(preset, {}) if _agree(plan, original) else {}
+        gains = self.description.octave_gains.get(CALIBRATED_AS.get(preset, preset), {})
+        return gains if _agree(plan, original) else {}
 
     def preset(self, name: str, factor: int = 8, **changes: Any) -> SamplingPlan:
         """A preset with the clipping and the calibration of this checkpoint.

@@ -19,7 +19,7 @@ from ilvr_lightning.metrics.bands import energy_scores, octave_energies
 from ilvr_lightning.metrics.fit import fit_scores
 
 PRESETS = ("fast", "draft")
-"""The presets that are calibrated."""
+"""The presets that are calibrated; `best` takes what is found for `fast` (checkpoints.description.CALIBRATED_AS)."""
 GAIN_CHOICES = (
     (0.0, 1.0, 0.0), (2.0, 0.0, 0.75), (4.0, 0.0, 0.75), (8.0, 0.0, 0.75), (16.0, 0.0, 0.75), (1000.0, 1.0, 0.75),
 )  # fmt: skip
@@ -144,8 +144,6 @@ def calibrate_presets(
         changes: dict[str, Any] = low_band[preset]
         plan = replace(plan, **changes)
         octave_gains[preset] = calibrate(denoiser, schedule, plan, factors, images, seeds[: len(images)], batch)
-    if "fast" in low_band:
-        low_band["best"] = low_band["fast"]  # with more steps the choice matters less, and costs more
     scores = fit_scores(denoiser, images if scored is None or not len(scored) else scored, batch)
     return Calibration(
         spectrum=denoiser.spectrum, components=components, low_band=low_band, octave_gains=octave_gains,

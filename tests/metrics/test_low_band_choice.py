@@ -91,5 +91,5 @@ def test_denoiser_is_given_the_spectrum() -> None:
     found = calibration.calibrate_presets(denoise, images)  # type: ignore[arg-type]
     assert set(seen) == {found.spectrum}
     assert len(found.spectrum) == 22
-    assert set(found.low_band) == {"fast", "draft", "best"}
+    assert set(found.low_band) == {"fast", "draft"}
     assert set(found.octave_gains) == {"fast", "draft"}

@@ -317,7 +317,7 @@ def test_gains_are_used_where_they_were_set(train_run: Callable[..., Path], monk
     assert set(scores) == {2, 4} and {len(of) for of in scores.values()} <= set(range(1, 13))
     chosen: dict[str, Any] = loaded.description.low_band["fast"]
     assert loaded.preset("fast", 4) == SamplingPlan.preset("fast", factor=4, octave_gains=gains[4], **chosen)
-    assert loaded.preset("best", 4) == SamplingPlan.preset("best", factor=4, **chosen)
+    assert loaded.preset("best", 4) == SamplingPlan.preset("best", factor=4, octave_gains=gains[4], **chosen)
     assert loaded.preset("fast", 4, low_band_gain=0.125).octave_gains == ()
     assert loaded.preset("fast", 4, num_steps=19).low_band_gain == 0
     assert loaded.preset("fast", 4, octave_gains=(1.0,)).octave_gains == (1.0,)
