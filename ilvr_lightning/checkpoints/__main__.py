@@ -160,6 +160,8 @@ def _calibrate(loaded: "LoadedDenoiser", given: list[str], training: list[str], 
     components = loaded.components
     if training:
         train = find_references(training, shape, flag="--training-images", value_range=values)
+        if len(train) < 3:
+            raise UserError(f"--training-images: give at least 3 images: got {len(train)}")
         parts = (train[first : first + 64] for first in range(0, len(train), 64))
         trained_on = loaded.description.data or DataConfig(flip="none")
         components = principal_components(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.fitting import Reference, fit_reference, masks_of, to_mask, with_mask
+from ilvr_lightning.data.image_files import image_files
 from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import SUFFIXES, BrokenImageError, Fit, from_tensor, open_image, to_image
 from ilvr_lightning.data.values import Range
@@ -158,7 +159,7 @@ def find_images(patterns: Sequence[str], flag: str = "--ref") -> list[Path]:
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            matches = image_files(path)
         else:
             matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES)
             if not glob.has_magic(pattern):

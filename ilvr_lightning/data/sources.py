@@ -15,6 +15,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.crops import held_out_strip
+from ilvr_lightning.data.image_folder import open_image_folder
 from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.images import SUFFIXES, BrokenImageError
 from ilvr_lightning.data.survey import with_pages
@@ -50,7 +51,7 @@ def _local(path: str) -> Path:
 
 
 def _is_files(path: str) -> bool:
-    return "://" in path or glob.has_magic(path) or _local(path).is_file()
+    return "://" in path or _local(path).is_file() or (glob.has_magic(path) and not _local(path).is_dir())
 
 
 def _open_files(config: DataConfig) -> Any:
@@ -74,10 +75,7 @@ def _is_dataset_folder(path: str) -> bool:
 
 
 def _open_image_folder(config: DataConfig) -> Any:
-    path = _local(config.path)
-    if not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
-        raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
-    return datasets.load_dataset_builder("imagefolder", data_dir=str(path))
+    return open_image_folder(_local(config.path), config)
 
 
 def _is_on_hub(path: str) -> bool:

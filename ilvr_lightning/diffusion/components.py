@@ -140,7 +140,7 @@ class HighBandCorrection:
 
     def __init__(self, low_pass: LowPassFilter, components: Components) -> None:
         self._low_pass, self._components = low_pass, components
-        vectors = components.vectors.double().cpu()
+        vectors = components.vectors.cpu().double()
         rows, columns = (dct_basis(side)[:COMPONENT_SIDE] for side in low_pass.size)
         self._tables = {(torch.device("cpu"), torch.float64): (rows, columns, vectors.flatten(1))}
         self._gram, dimensions = [], []
@@ -168,7 +168,7 @@ class HighBandCorrection:
         rows, columns, vectors = self._tables[key]
         snr, C = math.exp(2 * lam), self._components
         own = torch.zeros(1, 1) if variance is None else variance.reshape(-1, 1)
-        own = own.double().cpu()
+        own = own.cpu().double()
         along, rest = 1 / (1 / C.variances + snr), 1 / (1 / C.residual + snr)
         excess = (along - rest).clamp(min=1e-12 * rest)
         share = (1 - own * snr).clamp(min=1e-9)

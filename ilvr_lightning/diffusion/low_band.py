@@ -72,7 +72,7 @@ def radial_spectrum(images: Tensor) -> list[float]:
         One number per whole radius 0, 1, 2 ..., the radius of frequency (i, j) being max(H, W) |(i / H, j / W)|.
     """
     rows, columns = (dct_basis(side) for side in images.shape[-2:])
-    power = (rows @ images.double().cpu() @ columns.mT).var(0, correction=0).mean(0)
+    power = (rows @ images.cpu().double() @ columns.mT).var(0, correction=0).mean(0)
     radius = _radii((images.shape[2], images.shape[3])).round().long()
     total, count = torch.zeros(2, int(radius.max()) + 1, dtype=torch.float64)
     total.index_add_(0, radius.flatten(), power.flatten())

@@ -115,17 +115,18 @@ class OctaveGains:
 
     def __init__(self, low_pass: LowPassFilter, gains: Sequence[Sequence[float]]) -> None:
         factors = as_tuple(low_pass.factor)
-        if any(n & (n - 1) for n in factors):
+        images = max(len(factors), len(gains))
+        pairs = [(factors[i % len(factors)], gains[i % len(gains)]) for i in range(images)]
+        if any(n & (n - 1) for n, own in pairs if len(own)):
             raise ValueError(f"octave gains are for factors that are powers of two: got {low_pass.factor}")
-        count = max(factors).bit_length() - 1
+        count = max((n.bit_length() - 1 for n, own in pairs if len(own)), default=0)
         self._filters = [
             LowPassFilter(low_pass.size, 2**k, low_pass.kernel, low_pass.orthogonal) for k in range(1, count + 1)
         ]
-        images = max(len(factors), len(gains))
         self._gains = torch.ones(count, images, 1, 1, 1, dtype=torch.float64)
-        for i in range(images):
-            octaves = factors[i % len(factors)].bit_length() - 1
-            for k, gain in enumerate(reversed(gains[i % len(gains)][-octaves:] if octaves else ())):
+        for i, (n, own) in enumerate(pairs):
+            octaves = n.bit_length() - 1
+            for k, gain in enumerate(reversed(own[-octaves:] if octaves else ())):
                 self._gains[k, i] = gain
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -106,16 +106,11 @@ class SamplingPlan:
             raise ValueError(f"sampling.num_steps must be at least 1: got {self.num_steps}")
         if not 1 <= self.candidates <= MAX_CANDIDATES:
             raise ValueError(f"sampling.candidates must be from 1 to {MAX_CANDIDATES}: got {self.candidates}")
-        if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
-            raise ValueError(f"sampling.eta must be between 0 and 1: got {self.eta}")
-        if not (math.isfinite(self.eps_extrapolation) and 0 <= self.eps_extrapolation <= 1):
-            raise ValueError(f"sampling.eps_extrapolation must be between 0 and 1: got {self.eps_extrapolation}")
+        for name in ("eta", "eps_extrapolation", "low_band_decay", "high_band_correction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"sampling.{name} must be between 0 and 1: got {getattr(self, name)}")
         if not (math.isfinite(self.low_band_gain) and self.low_band_gain >= 0):
             raise ValueError(f"sampling.low_band_gain must be at least 0: got {self.low_band_gain}")
-        if not (math.isfinite(self.low_band_decay) and 0 <= self.low_band_decay <= 1):
-            raise ValueError(f"sampling.low_band_decay must be between 0 and 1: got {self.low_band_decay}")
-        if not (math.isfinite(self.high_band_correction) and 0 <= self.high_band_correction <= 1):
-            raise ValueError(f"sampling.high_band_correction must be between 0 and 1: got {self.high_band_correction}")
         for name in ("low_band_gain", "high_band_correction"):
             value = getattr(self, name)
             if value and self.reference_noise != "matched":
@@ -145,11 +140,14 @@ class SamplingPlan:
                 "sampling.exact_low_band keeps the reference to the end and needs ranges that end at 0, as in 1000:0: "
                 f"got one that ends at {max(as_tuple(self.condition_to))}"
             )
-        for gain in (g for gains in gains_per_image(self.octave_gains) for g in gains):
-            if not isinstance(gain, int | float) or not 0.5 <= gain <= 2:
-                raise ValueError(f"sampling.octave_gains must be between 0.5 and 2: got {gain}")
-            if gain != 1 and any(n < 1 or n & (n - 1) for n in as_tuple(self.factor)):
-                raise ValueError(f"sampling.octave_gains need factors that are powers of two: got {self.factor}")
+        gains, factors = gains_per_image(self.octave_gains), as_tuple(self.factor) or (1,)
+        for i in range(max(len(gains), len(factors))):
+            n = factors[i % len(factors)]
+            for gain in gains[i % len(gains)]:
+                if not isinstance(gain, int | float) or not 0.5 <= gain <= 2:
+                    raise ValueError(f"sampling.octave_gains must be between 0.5 and 2: got {gain}")
+                if gain != 1 and (n < 1 or n & (n - 1)):
+                    raise ValueError(f"sampling.octave_gains need factors that are powers of two: got {self.factor}")
         for name in ("factor", "condition_to", "condition_from"):
             if getattr(self, name) == ():
                 raise ValueError(f"sampling.{name} is an empty list; give one number, or one per image")

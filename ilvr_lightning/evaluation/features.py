@@ -44,7 +44,7 @@ class Extractor:
             UserError: a feature is not finite.
         """
         resized = torch.from_numpy(np.stack([resize(image, self.side) for image in images])).movedim(-1, 1)
-        features = self.compute(resized.to(self.device)).double().cpu()
+        features = self.compute(resized.to(self.device)).cpu().double()
         if not features.isfinite().all():
             raise UserError(f"the features {self.label} of an image are not finite; the weights may be damaged")
         return features
@@ -139,7 +139,7 @@ def load_lpips(device: str = "auto") -> Callable[[Tensor, Tensor], Tensor]:
     @torch.no_grad()
     def distance(a: Tensor, b: Tensor) -> Tensor:
         found: Tensor = network(a.to(at).float(), b.to(at).float())
-        return found.double().cpu().reshape(len(a))
+        return found.cpu().double().reshape(len(a))
 
     return distance
 

@@ -49,7 +49,7 @@ def energy_scores(x: Tensor, y: Tensor, factor: int | None) -> Tensor:
     Returns:
         (R,) in float64.
     """
-    made, real = x.double().cpu().flatten(0, 1), y.double().cpu()
+    made, real = x.cpu().double().flatten(0, 1), y.cpu().double()
     if factor is not None:
         made, real = _high_band(made, factor), _high_band(real, factor)
     made, real = made.reshape(*x.shape[:2], -1), real.flatten(1)
@@ -79,7 +79,7 @@ def measure(x: Tensor, y: Tensor, factor: int) -> dict[str, float]:
     Returns:
         The figure of each of METRICS.
     """
-    x, y = x.double().cpu(), y.double().cpu()
+    x, y = x.cpu().double(), y.cpu().double()
     return {name: metric(x, y, factor) for name, metric in METRICS.items()}
 
 
@@ -102,7 +102,7 @@ def octave_energies(x: Tensor, y: Tensor, factor: int) -> list[float]:
     """
     octaves = factor.bit_length() - 1
     filters = [LowPassFilter((x.shape[2], x.shape[3]), 2**k, orthogonal=True) for k in range(octaves, -1, -1)]
-    bands_x, bands_y = ([low_pass(z.double()) for low_pass in filters] for z in (x, y))
+    bands_x, bands_y = ([low_pass(z.cpu().double()) for low_pass in filters] for z in (x, y))
     energies = [[float((z[i + 1] - z[i]).square().mean()) for i in range(octaves)] for z in (bands_x, bands_y)]
     return [a / b if b > NO_ENERGY else math.nan for a, b in zip(*energies, strict=True)]
 
@@ -153,7 +153,7 @@ def _summed(power: Tensor, parts: list[Tensor]) -> Tensor:
 
 def _windowed_power(x: Tensor) -> Tensor:
     """(B, H, W) power of x (B, C, H, W) by frequency under a Hann window, without the mean of each image."""
-    x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)
+    x = x.cpu().double() - x.cpu().double().mean((2, 3), keepdim=True)
     rows, columns = (torch.hann_window(side, periodic=False, dtype=torch.float64) for side in x.shape[-2:])
     power: Tensor = torch.fft.fft2(x * rows[:, None] * columns).abs().square().mean(1)
     return power
@@ -161,7 +161,7 @@ def _windowed_power(x: Tensor) -> Tensor:
 
 def _power(x: Tensor) -> Tensor:
     """(B, H, W) power of x (B, C, H, W) by frequency in the DCT, without the mean of each image."""
-    x = x.double().cpu() - x.double().cpu().mean((2, 3), keepdim=True)
+    x = x.cpu().double() - x.cpu().double().mean((2, 3), keepdim=True)
     rows, columns = (dct_basis(side) for side in x.shape[-2:])
     power: Tensor = (rows @ x @ columns.mT).square().mean(1)
     return power

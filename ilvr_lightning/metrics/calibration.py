@@ -125,6 +125,9 @@ def calibrate_presets(
         batch: images sampled at once.
         say: is told what was chosen, and by how much it was better.
     """
+    if len(images) < 2:
+        say("nothing was calibrated: it takes at least two held-out images")
+        return Calibration(spectrum=(), components=components, low_band={}, octave_gains={}, fit_scores={})
     schedule = denoiser.schedule
     denoiser.spectrum = tuple(float(f"{variance:.4g}") for variance in radial_spectrum(images))
     denoiser.components = components

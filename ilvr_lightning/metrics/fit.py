@@ -188,7 +188,7 @@ def check_reference(
     if any(held_out[n].shape[1] != int(octaves_of(*(side // n for side in size)).max()) + 1 for n in asked):
         raise ValueError(f"held-out images of another size were scored: got {size[0]}x{size[1]}")
     own = misfits(denoise, reference, asked)
-    own = {n: score.double().cpu() for n, score in own.items()}
+    own = {n: score.cpu().double() for n, score in own.items()}
     # Each octave counts the same; by the number of their coordinates the finest would be nearly all.
     looks = torch.cat([own[n].mean(1) for n in asked])
     p = p_values(looks, torch.stack([held_out[n].mean(1) for n in asked], 1)).tolist()
@@ -207,7 +207,7 @@ def _reason(denoise: Checkable, y: Tensor, factor: int, score: Tensor, held_out:
     if octave == 0:
         return "its mean colour"
     band = LowBand((y.shape[2], y.shape[3]), factor, PLAN.kernel)
-    z = band.coordinates(y.double().cpu())
+    z = band.coordinates(y.cpu().double())
     ratio = (z.square().mean((0, 1)) / band.variances(denoise.spectrum)).flatten()
     inside = octaves_of(z.shape[-2], z.shape[-1]) == octave
     energy = float(ratio[inside].mean())

@@ -280,8 +280,8 @@ def expand_sweep(
         args.chosen = choose_factors(denoiser, references, args.device, DEFAULT_FACTOR)
     factors, ranges = sorted(set(args.chosen)) or args.factor, args.range
     if args.sweep:
-        side, T = min(shape[1:]), denoiser.schedule.num_timesteps
-        factors = factors or [n for n in SWEEP_FACTORS if side % n == 0 and n < side]
+        T = denoiser.schedule.num_timesteps
+        factors = factors or [n for n in SWEEP_FACTORS if all(side % n == 0 and n < side for side in shape[1:])]
         ranges = ranges or [(round(a * T), round(b * T)) for a, b in SWEEP_RANGES]
     calibrated = args.octave_gains is None and args.image_size is None
     if all(getattr(args, name) is None for name in LOW_BAND_FIELDS):

@@ -90,7 +90,7 @@ class Calibration(Callback):
             self.fit_scores = found.fit_scores
             self.components = found.components.plain() if found.components is not None else None
             self.calibrated_at = trainer.global_step
-        except RuntimeError as error:  # out of memory, say: what was trained must still be saved
+        except Exception as error:  # such as no memory; what was trained must still be saved
             warnings.warn(
                 f"the presets were not calibrated ({first_line(error)}); "
                 "python -m ilvr_lightning.checkpoints export --calibrate does it later",

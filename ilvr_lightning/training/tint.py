@@ -65,8 +65,8 @@ class ColourMeans:
         """The tint of samples (B, C, H, W) in [-1, 1]; None of fewer than two images."""
         if self._sums is None or min(self._count, len(samples)) < 2 or samples.shape[1] != self._sums.shape[1]:
             return None
-        mean, square = self._sums.double().cpu() / self._count
-        means = samples.double().mean((2, 3)).cpu()
+        mean, square = self._sums.cpu().double() / self._count
+        means = samples.cpu().double().mean((2, 3))
         variance = means.var(0) / len(means) + (square - mean.square()).clamp(min=0) / self._count
         difference, error = (means.mean(0) - mean) * LEVELS, variance.sqrt() * LEVELS
         return Tint(

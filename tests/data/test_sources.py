@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ilvr_lightning.config.schema import DataConfig
+from ilvr_lightning.data.image_files import image_files
 from ilvr_lightning.data.image_source import ImageSource
 from ilvr_lightning.data.sources import SOURCES, SourceKind, locate, open_split
 from ilvr_lightning.errors import UserError
@@ -23,6 +24,39 @@ def test_plain_folder(tmp_path: Path) -> None:
     train, validation = values(config(tmp_path))
     assert (len(train), len(validation)) == (5, 1)
     assert sorted(train + validation) == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_image_is_dropped_because_others_have_the_name_of_a_split(tmp_path: Path) -> None:
+    """`datasets` would read the files of the split alone."""
+    for i in range(6):
+        folder = tmp_path / ("train" if i < 2 else "car")
+        folder.mkdir(exist_ok=True)
+        (folder / f"{i}.png").write_bytes(png(i))
+    with pytest.warns(UserWarning, match="only 2 of 6 images have the name of a split"):
+        train, validation = values(config(tmp_path))
+    assert sorted(train + validation) == [0, 1, 2, 3, 4, 5]
+    with pytest.warns(UserWarning, match="only 2 of 6"):
+        assert sorted(sum(values(config(tmp_path, label="train")), [])) == [0, 1]
+    with pytest.raises(UserError, match="'test' is not in"):
+        values(config(tmp_path, split="test"))
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for name in ("._0.png", "__MACOSX/0.png", ".trash/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"none")
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    assert sorted(sum(values(config(tmp_path)), [])) == [0, 1, 2]
+    assert [path.name for path in image_files(tmp_path)] == ["0.png", "1.png", "2.png"]
+
+
+def test_folder_with_brackets_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "holiday [2023]"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(png(i))
+    assert sorted(sum(values(config(folder)), [])) == [0, 1, 2]
 
 
 def test_parquet_file_and_glob(tmp_path: Path) -> None:

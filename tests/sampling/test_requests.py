@@ -178,6 +178,12 @@ def test_each_plan_is_resolved_once(denoiser: LoadedDenoiser, monkeypatch: pytes
     assert len(sweep(denoiser, "--ref", "x", "--factor", 2, 4, "--range", "25:0", "20:5")) == len(calls) == 4
 
 
+def test_a_sweep_has_factors_that_divide_every_side(denoiser: LoadedDenoiser) -> None:
+    args = parse_arguments(["--ref", "x", "--sweep"])
+    plans = expand_sweep(args, denoiser, (3, 64, 80))
+    assert {plan.factor for plan in plans} == {4, 8, 16}
+
+
 def test_all_steps_are_those_of_the_checkpoint(denoiser: LoadedDenoiser) -> None:
     assert [p.num_steps for p in sweep(denoiser, "--ref", "x", "--steps", "all")] == [25]
     assert [p.num_steps for p in sweep(denoiser, "--ref", "x", "--steps", "all", "--start-from", 9)] == [9]

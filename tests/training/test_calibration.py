@@ -21,7 +21,7 @@ from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.metrics import calibration
 from ilvr_lightning.metrics.bands import octave_energies
-from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate
+from ilvr_lightning.metrics.calibration import MAX_CHANGE, calibrate, calibrate_presets
 from tests.support import cli, samples
 from tests.support.oracles import GaussianDenoiser, RecordedNoise, make_plan
 
@@ -301,6 +301,23 @@ def test_a_failed_calibration_loses_nothing(train_run: Callable[..., Path], monk
 def test_a_trial_run_is_not_calibrated(setting: str, train_run: Callable[..., Path]) -> None:
     folder = train_run("trial", "calibration.images=3", f"trainer.{setting}")
     assert not load_denoiser(folder / "checkpoints" / "last.ckpt", say=None).description.octave_gains
+
+
+def test_factors_that_are_no_powers_of_two_go_without_gains() -> None:
+    """A batch of several factors has the gains of those that were calibrated."""
+    plan = SamplingPlan(factor=(4, 6), octave_gains=((1.1, 1.2), ()))  # type: ignore[arg-type]
+    x = images(2)[:, :, :12, :12]
+    gains = OctaveGains(LowPassFilter((12, 12), plan.factor, orthogonal=True), plan.octave_gains)  # type: ignore[arg-type]
+    alone = OctaveGains(LowPassFilter((12, 12), 4, orthogonal=True), [(1.1, 1.2)])
+    made = gains(x)
+    assert torch.allclose(made[0], alone(x)[0]) and torch.equal(made[1], x[1])
+
+
+def test_one_image_calibrates_nothing() -> None:
+    lines: list[str] = []
+    found = calibrate_presets(GaussianDenoiser(SCHEDULE, 0.0, 0.1), images(1), say=lines.append)  # type: ignore[arg-type]
+    assert not (found.spectrum or found.low_band or found.octave_gains or found.fit_scores)
+    assert lines == ["nothing was calibrated: it takes at least two held-out images"]
 
 
 def test_calibration_of_a_network_that_makes_no_numbers() -> None:
