@@ -73,7 +73,7 @@ PICTURES_BY_NAME = {
     "use_editing": Picture(
         model="toon64",
         references=[f"{REFERENCES}scribble_chalk.png"],
-        columns={"samples, N=4": {"factor": 4, "condition_to": 200}},
+        columns={"samples, N=4, --range 1000:200": {"factor": 4, "condition_to": 200}},
     ),
     "use_variation": Picture(
         model="animals64", references=["data/animals:test[7:8]"], columns={"samples, N=16": {"factor": 16}}

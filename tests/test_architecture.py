@@ -1,4 +1,4 @@
-"""The rooms of the package: who may import whom. docs/contributing.md has the same picture."""
+"""The packages of ilvr_lightning: which may import which. docs/contributing.md has the same picture."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "ilvr_lightning"
-FLOORS = {
+LAYERS = {
     "errors": 1, "diffusion": 1, "models": 1,
     "atomic": 2, "config": 2, "runtime": 2, "metrics": 2,
     "data": 3,
@@ -20,14 +20,14 @@ FLOORS = {
     "training": 5, "sampling": 5,
     "app": 6, "evaluation": 6, "pretrained": 6,
 }  # fmt: skip
-"""A room imports rooms of lower floors only; train.py, sample.py and app.py stand above them all."""
+"""A package imports packages of lower layers only; train.py, sample.py and app.py are above them all."""
 TORCH_FREE = ("config", "errors", "atomic", "runtime/command.py", "sampling/arguments.py", "checkpoints/__main__.py",
               "evaluation/__main__.py", "app/arguments.py")  # fmt: skip
 """What the commands load before they know that there is work to do: no file of it imports torch at its top."""
 FILES_OVER_300_LINES = {"config/schema.py"}
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -50,20 +50,20 @@ def sources() -> list[Path]:
 
 
 def violations(paths: list[Path]) -> list[str]:
-    """Imports of a room of the same floor or a higher one."""
+    """Imports of a package of the same layer or a higher one."""
     found = []
     for path in paths:
-        room = room_of(path)
+        package = package_of(path)
         for name in imports(path):
             target = name.removeprefix("ilvr_lightning.").partition(".")[0]
-            if name.startswith("ilvr_lightning.") and target != room and FLOORS[target] >= FLOORS[room]:
+            if name.startswith("ilvr_lightning.") and target != package and LAYERS[target] >= LAYERS[package]:
                 found.append(f"{path.relative_to(ROOT)} imports {name}")
     return found
 
 
-def test_rooms_import_lower_floors_only() -> None:
+def test_packages_import_lower_layers_only() -> None:
     assert violations(sources()) == []
-    assert max(FLOORS.values()) + 1 <= 7
+    assert max(LAYERS.values()) + 1 <= 7
 
 
 def test_a_wrong_import_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,16 +92,16 @@ def test_tests_share_through_support_alone() -> None:
     assert shared == set()
 
 
-def test_no_room_is_forgotten() -> None:
-    assert {room_of(path) for path in sources()} == set(FLOORS)
+def test_no_package_is_forgotten() -> None:
+    assert {package_of(path) for path in sources()} == set(LAYERS)
 
 
-@pytest.mark.parametrize("room", ["diffusion", "models"])
-def test_the_mathematics_imports_torch_alone(room: str) -> None:
+@pytest.mark.parametrize("package", ["diffusion", "models"])
+def test_the_mathematics_imports_torch_alone(package: str) -> None:
     allowed = {"torch", *sys.stdlib_module_names}
-    for path in (PACKAGE / room).glob("*.py"):
+    for path in (PACKAGE / package).glob("*.py"):
         for name in imports(path):
-            assert name.startswith(f"ilvr_lightning.{room}.") or name.partition(".")[0] in allowed, (path, name)
+            assert name.startswith(f"ilvr_lightning.{package}.") or name.partition(".")[0] in allowed, (path, name)
 
 
 def test_what_answers_at_once_loads_no_torch() -> None:

@@ -94,10 +94,12 @@ def test_metric() -> None:
     assert measure(y + torch.tensor([3.0, 0.0, 4.0])[:, None, None], y, 4)["tint"] == pytest.approx(5)
 
 
-def test_the_picture_of_the_rooms_is_right() -> None:
-    """The table in the document has the rooms of tests/test_architecture.py on their floors."""
-    from tests.test_architecture import FLOORS
+def test_the_picture_of_the_packages_is_right() -> None:
+    """The table in the document has the packages of tests/test_architecture.py on their layers."""
+    from tests.test_architecture import LAYERS
 
     rows = re.findall(r"^\| (\d) \| (.*) \|$", TEXT, re.MULTILINE)
-    named = {room.removesuffix(".py"): int(floor) for floor, text in rows for room in re.findall(r"`([\w.]+)`", text)}
-    assert named == {room: floor for room, floor in FLOORS.items() if room != "pretrained"}
+    named = {
+        package.removesuffix(".py"): int(layer) for layer, text in rows for package in re.findall(r"`([\w.]+)`", text)
+    }
+    assert named == {package: layer for package, layer in LAYERS.items() if package != "pretrained"}

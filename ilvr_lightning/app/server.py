@@ -62,7 +62,7 @@ def serve(args: Namespace, folder: Path, **others: Any) -> Any:
     try:
         import gradio as gr
     except ImportError:
-        raise UserError("app.py needs gradio; run pip install 'ilvr_lightning[app]', or make app") from None
+        raise UserError("app.py needs gradio; run pip install -e '.[app]', or make app") from None
     from starlette.middleware import Middleware
 
     from ilvr_lightning.app.models import Models

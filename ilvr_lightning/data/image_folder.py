@@ -31,8 +31,9 @@ def open_image_folder(path: Path, config: DataConfig) -> Any:
     used = sum(Path(file).suffix.lower() in SUFFIXES for files in splits.values() for file in files)
     if used >= count or {config.split, config.validation_split} - {"train", None}:
         return builder
+    names = ", ".join(map(str, splits))
     warnings.warn(
-        f"data.path={config.path}: only {used} of {count} images have the name of a split ({', '.join(map(str, splits))}) in "
+        f"data.path={config.path}: only {used} of {count} images have the name of a split ({names}) in "
         "their path, and so all are read as one split, train; to use the splits, put every image into a folder named "
         "train, validation or test",
         stacklevel=2,

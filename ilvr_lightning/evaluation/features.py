@@ -15,7 +15,7 @@ from torch import Tensor
 from ilvr_lightning.data.images import Pixels
 from ilvr_lightning.errors import UserError, first_line
 
-INSTALL = "pip install 'ilvr_lightning[evaluation]'"
+INSTALL = "pip install -e '.[evaluation]'"
 Compute = Callable[[Tensor], Tensor]
 """Takes images (B, 3, S, S) of 8 bits, gives features (B, D)."""
 

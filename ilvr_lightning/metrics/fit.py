@@ -127,7 +127,7 @@ def octaves_of(height: int, width: int) -> Tensor:
 
 def _misfit(denoise: Checkable, y: Tensor, factor: int) -> Tensor:
     watch = _Watch(denoise, y, factor)
-    # One noise for all images: then it does not matter in which order they are scored, nor in which company.
+    # One noise for all images: then a score depends neither on the order nor on the batch.
     seeds = [derive_seed(0, "fit", factor)] * len(y)
     plan, shape = replace(PLAN, factor=factor), (y.shape[1], y.shape[2], y.shape[3])
     for _ in generate_steps(watch, plan, seeds=seeds, shape=shape, reference=y, device=y.device):
@@ -140,8 +140,8 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
     """(K,) split-conformal p values, corrected for the number of looks K.
 
     At most a share alpha of images that are exchangeable with the calibration images have any p of alpha or less,
-    whatever the scores and however they hang together: the least rank of the image among its K looks is itself ranked.
-    With one look that is the usual (1 + #{calibration >= score}) / (n + 1).
+    whatever the scores and however they depend on each other: the least rank of the image among its K looks is itself
+    ranked. With one look that is the usual (1 + #{calibration >= score}) / (n + 1).
 
     Args:
         scores: (K,).

@@ -44,7 +44,7 @@ def _mean(values: Tensor) -> float:
 
 
 def _radii(x: Tensor, neighbours: int) -> Tensor:
-    """(n,) the distance of each row from its so-manieth neighbour; infinite where there are too few."""
+    """(n,) the distance of each row from its k-th nearest neighbour; infinite where there are too few."""
     if len(x) <= neighbours:
         return x.new_full((len(x),), torch.inf)
     return torch.cat([torch.cdist(rows, x).kthvalue(neighbours + 1).values for rows in torch.split(x, ROWS)])

@@ -85,9 +85,7 @@ class RunWandb(WandbLogger):
                 folder.name, folder, project=project, id=before[-1] if before and resumed_step is not None else None
             )
         except ModuleNotFoundError:
-            raise UserError(
-                "logger=wandb needs the package of Weights & Biases: pip install 'ilvr_lightning[wandb]'"
-            ) from None
+            raise UserError("logger=wandb needs the package of Weights & Biases: pip install -e '.[wandb]'") from None
 
     @property
     def experiment(self) -> Any:

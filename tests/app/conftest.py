@@ -22,7 +22,7 @@ def models(trained: Path) -> Models:
 @pytest.fixture(scope="session")
 def served(trained: Path) -> Iterator[Any]:
     """A gradio.Blocks that is served; its attribute local_url says where."""
-    pytest.importorskip("gradio", reason="needs gradio (pip install 'ilvr_lightning[app]')")
+    pytest.importorskip("gradio", reason="needs gradio (pip install -e '.[app]')")
     before = dict(os.environ)
     with temporary_folder() as folder:
         args = parse_arguments(["--ckpt", str(trained / "checkpoints" / "last.ckpt"), "toon64", "--device", "cpu"])

@@ -50,7 +50,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", missing)
     for name in ("efflite", "inception", "dinov2", "clip"):
-        with pytest.raises(UserError, match=r"is not installed; run pip install 'ilvr_lightning\[evaluation\]'"):
+        with pytest.raises(UserError, match=r"is not installed; run pip install -e '\.\[evaluation\]'"):
             load_features([name], "cpu")
     with pytest.raises(UserError, match="--lpips: the package torch_fidelity"):
         load_lpips("cpu")

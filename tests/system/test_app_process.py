@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 
 def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
-    pytest.importorskip("gradio", reason="needs gradio (pip install 'ilvr_lightning[app]')")
+    pytest.importorskip("gradio", reason="needs gradio (pip install -e '.[app]')")
     folders = {name: tmp_path / name for name in ("HOME", "TMPDIR", "cwd")}
     for folder in folders.values():
         folder.mkdir()

@@ -115,7 +115,7 @@ def test_wandb_is_asked_for_and_missing(
 ) -> None:
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     error = cli.refused(train.main, capsys, str(tiny_config), "logger=wandb", "run.name=no_wandb")
-    assert error.endswith("pip install 'ilvr_lightning[wandb]'\n")
+    assert error.endswith("pip install -e '.[wandb]'\n")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs the extra wandb")
