@@ -7,7 +7,12 @@ from pathlib import Path
 from tests.support.browser import Page
 
 Look = Callable[..., Page]
-DONE = "old => { const a = document.querySelectorAll('.samples a'); return a.length == 4 && a[0].href != old; }"
+DONE = """old => {
+  const drawn = document.querySelectorAll('.samples a'), n = document.querySelector('#sliders output').textContent;
+  const kept = document.querySelector('.given').textContent;
+  return drawn.length == 4 && drawn[0].href != old && kept.endsWith(`N=${n}`);
+}"""
+"""A slider that is dragged asks for the samples of every stop on its way; those of the last stop are waited for."""
 
 
 def samples(page: Page) -> list[str]:
