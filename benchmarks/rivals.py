@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +36,11 @@ from torch import Tensor
 from benchmarks.mixture import MIXTURES, BatchNoise, Draw, Mixture, compare, presets
 from ilvr_lightning.checkpoints.load import load_denoiser
 from ilvr_lightning.data.references import find_references
+from ilvr_lightning.diffusion.components import HighBandCorrection
 from ilvr_lightning.diffusion.denoiser import Denoise, Prediction, clip_prediction
 from ilvr_lightning.diffusion.generate import generate
 from ilvr_lightning.diffusion.low_band import LowBand, radial_spectrum
-from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
+from ilvr_lightning.diffusion.low_pass import LowPassFilter, dct_basis, low_pass_matrix
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule, spaced_timesteps
 from ilvr_lightning.metrics.bands import bures, energy_scores, measure
@@ -164,6 +164,12 @@ class Problem:
         system = self.band.coordinates(columns).flatten(1)
         v: Tensor = torch.linalg.solve(system, self.off(x0).flatten(2).mT).mT
         return x0 + (v @ columns.flatten(1)).reshape(x0.shape)
+
+    @functools.cached_property
+    def by_components(self) -> HighBandCorrection:
+        """What the training images' principal components say of the high band, as our presets take it."""
+        low_pass = LowPassFilter((self.y.shape[2], self.y.shape[3]), self.factor, orthogonal=True)
+        return HighBandCorrection(low_pass, self.network.components)  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=8)
@@ -327,16 +333,23 @@ def conjugate_gradients(apply: Transpose, b: Tensor, iterations: int) -> Tensor:
     return x
 
 
-def jfps(p: Problem, steps: int, eta: float = 1.0, spacing: str = "logsnr") -> Tensor:
+def jfps(p: Problem, steps: int, eta: float = 1.0, spacing: str = "logsnr", principal: bool = False) -> Tensor:
     """Jacobian-free posterior sampling (azula 0.11, guidance/jfps.py), the linear system solved exactly.
 
     x_0 <- x_0 + G A^T (A G A^T)^-1 (y - A x_0),   G = (C^-1 + snr)^-1, with C the data's covariance
 
-    then DDIM. For Gaussian data this is the exact E[x_0 | x_t, y].
+    then DDIM. For Gaussian data this is the exact E[x_0 | x_t, y]. `principal`: C from the network's principal
+    components in place of the prior.
     """
     x = p.x_T
     for t, s, a_t, _ in p.steps(steps, spacing):
-        x = step(p, x, p.corrected(p.predict(x, t).x0, a_t), t, s, eta)
+        x0 = p.predict(x, t).x0
+        if principal:
+            difference = p.band.pixels(p.off(x0))
+            x0 = x0 + difference + p.by_components(difference, math.log(a_t / (1 - a_t)) / 2)[1]
+        else:
+            x0 = p.corrected(x0, a_t)
+        x = step(p, x, x0, t, s, eta)
     return x
 
 
@@ -600,13 +613,14 @@ class Trained:
         self.prior = Prior(bases[0], bases[1], power.clamp(min=1e-8))
 
     def rows(self) -> dict[str, Rival | None]:
-        """Ours as calibrated, ours with the gain that suits this network, and the rivals."""
-        gain: dict[str, Any] = {"low_band_gain": 4.0, "low_band_decay": 0.0, "eps_extrapolation": 0.75}
+        """Ours as calibrated, and the rivals."""
         plans = {name: self.loaded.preset(name) for name in ("draft", "fast", "best")}
-        plans["draft, gain 4"] = self.loaded.preset("draft", **gain)
-        plans["fast, gain 4"] = self.loaded.preset("fast", **gain)
         plans[PAPER] = SamplingPlan.preset("paper", num_steps=100, clip=self.loaded.clip)
-        return {**{name: partial(ilvr, plan=plan) for name, plan in plans.items()}, **RIVALS}
+        rows: dict[str, Rival | None] = {name: partial(ilvr, plan=plan) for name, plan in plans.items()}
+        if self.loaded.components is not None:
+            for steps in (10, 20):
+                rows[f"JFPS, principal components, {steps} steps"] = partial(jfps, steps=steps, principal=True)
+        return {**rows, **RIVALS}
 
     def columns(self) -> list[str]:
         """Headings of the cells."""
