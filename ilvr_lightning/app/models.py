@@ -11,7 +11,7 @@ import torch
 from ilvr_lightning.checkpoints.find import DEFAULT_MODEL, bundled_models, find_checkpoint, newest_checkpoint
 from ilvr_lightning.checkpoints.load import LoadedDenoiser, identify, load_denoiser
 from ilvr_lightning.errors import UserError
-from ilvr_lightning.runtime.hardware import fast_bf16
+from ilvr_lightning.runtime.hardware import choose_device, fast_bf16
 from ilvr_lightning.sampling.module import ILVRSampler
 
 MAX_LOADED = 3
@@ -112,10 +112,6 @@ def _default_names() -> list[str]:
 
 
 def _device(kind: str) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if kind == "auto":
-        kind = next(name for name, there in available.items() if there)
-    if not available[kind]:
-        raise UserError(f"--device {kind}: this machine has none; give --device cpu")
+    device = torch.device(choose_device(kind))
     torch.backends.cudnn.allow_tf32 = False  # as sample.py has it
-    return torch.device(kind)
+    return device

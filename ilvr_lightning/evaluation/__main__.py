@@ -47,8 +47,9 @@ def make_parser() -> Parser:
     _add_measures(each)
     each = commands.add_parser(
         "translation", allow_abbrev=False, help="sample after images of one domain, and measure as papers do",
-        epilog="Every flag of sample.py is taken, too, such as --ckpt, --factor, --range, --preset, --steps and --out. "
-        "The samples lie in --out; a second start continues the first.",
+        epilog="Every flag of sample.py that says how samples are drawn is taken, too, such as --ckpt, --factor "
+        "(integers alone; 8), --range, --preset, --steps and --out. The samples lie in --out; a second start "
+        "continues the first.",
     )  # fmt: skip
     each.set_defaults(run=_translation, parser=each)
     each.add_argument("--sources", nargs="+", required=True, metavar="SET",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ilvr_lightning.data.images import Pixels
 from ilvr_lightning.errors import UserError, first_line
+from ilvr_lightning.runtime.hardware import choose_device
 
 INSTALL = "pip install -e '.[evaluation]'"
 Compute = Callable[[Tensor], Tensor]
@@ -145,10 +146,13 @@ def load_lpips(device: str = "auto") -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of --device; under torchrun each rank has a GPU of its own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
+    """The device of --device; under torchrun each rank has a GPU of its own.
+
+    Raises:
+        UserError: this machine has none.
+    """
+    kind = choose_device(name, ("cuda", "cpu"))
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from ilvr_lightning.metrics.intervals import Figure
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.signals import StopOnSignal
 from ilvr_lightning.runtime.trainer import make_predictor
-from ilvr_lightning.sampling.arguments import Arguments, parse_arguments
+from ilvr_lightning.sampling.arguments import AUTO, Arguments, parse_arguments
 from ilvr_lightning.sampling.folder import SampleFolder
 from ilvr_lightning.sampling.module import ILVRSampler, SampleLoader
 from ilvr_lightning.sampling.requests import SampleRequests, check_image_size, expand_sweep
@@ -57,6 +57,8 @@ def translation(args: argparse.Namespace) -> int:
     asked = parse_arguments(
         [*args.rest, "--ref", *args.sources, "--num-samples", str(args.repeats), "--device", args.device]
     )
+    if asked.factor == [AUTO]:
+        raise UserError("--factor auto: the table compares values of N; give one or several, such as --factor 4 8 16")
     extractors = load_features(args.features, args.device)  # what may be missing is known before hours of sampling
     lpips = load_lpips(args.device) if args.lpips else None
     open_images(args.targets, None, "--targets")

@@ -3,19 +3,42 @@
 import copy
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ilvr_lightning.errors import first_line
+from ilvr_lightning.errors import UserError, first_line
 from ilvr_lightning.models.unet import UNet
 from ilvr_lightning.runtime.command import say
 
 Compile = Literal["auto", True, False]
 CHANNELS_LAST_FROM = 128
 """From this width on (model.channels), training on a CPU is faster in the memory format channels_last."""
+
+
+def number_of_devices() -> dict[str, int]:
+    """How many devices of each kind this machine has, the fastest kind first."""
+    return {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+
+
+def choose_device(asked: str, kinds: Sequence[str] = ("cuda", "mps", "cpu")) -> str:
+    """The kind of device for --device.
+
+    Args:
+        asked: auto, cpu, cuda or mps.
+        kinds: what auto may choose, the first that this machine has.
+
+    Raises:
+        UserError: this machine has none of the kind.
+    """
+    there = number_of_devices()
+    if asked == "auto":
+        return next((kind for kind in kinds if there.get(kind)), "cpu")
+    if not there[asked]:
+        raise UserError(f"--device {asked}: this machine has none; give --device cpu")
+    return asked
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -31,9 +54,7 @@ def fast_bf16(device: torch.device) -> bool:
 def training_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     """The precision of a training run unless one is given: bf16-mixed where bfloat16 is fast, else 32-true."""
     kinds = {"gpu": ("cuda", "mps"), "auto": ("cuda", "mps", "cpu")}.get(accelerator, (accelerator,))
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next((kind for kind in kinds if available.get(kind)), "cpu")
-    return "bf16-mixed" if fast_bf16(torch.device(kind)) else "32-true"
+    return "bf16-mixed" if fast_bf16(torch.device(choose_device("auto", kinds))) else "32-true"
 
 
 def sampling_in_bf16(precision: str, device: torch.device) -> bool:

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ilvr_lightning.errors import UserError, first_line
 from ilvr_lightning.runtime.command import say
+from ilvr_lightning.runtime.hardware import choose_device, number_of_devices
 
 STEPS_PER_LINE = 1000
 """Where the progress bar goes to a file, it is written once per so many steps, and at each epoch's end."""
@@ -55,15 +56,14 @@ def make_predictor(device: str, devices: int, callbacks: list[Callback]) -> pl.T
     Raises:
         UserError: there are fewer devices than asked for.
     """
-    available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if device == "auto":
-        device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    device = choose_device(device)
+    available = number_of_devices()[device]
     if device == "cpu":
         _check_cpu_processes(devices, "--devices")
-    elif available[device] < devices:
-        instead = f"--devices {available[device]}" if available[device] else "--device cpu"
-        asked = f"--devices {devices} --device {device}" if devices > 1 else f"--device {device}"
-        raise UserError(f"{asked}: this machine has {available[device]}; give {instead}")
+    elif available < devices:
+        raise UserError(
+            f"--devices {devices} --device {device}: this machine has {available}; give --devices {available}"
+        )
     silence_lightning()
     torch.backends.cudnn.allow_tf32 = False  # --precision 32 means float32
     return pl.Trainer(

@@ -10,6 +10,7 @@ from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.errors import UserError
 from ilvr_lightning.metrics.fit import Fit, check_reference, recommend
 from ilvr_lightning.runtime.command import say
+from ilvr_lightning.runtime.hardware import choose_device
 
 HOW = "python -m ilvr_lightning.checkpoints export CKPT --to safetensors OUT --check-images HELD_OUT_IMAGES"
 """The command that gives a checkpoint the scores that it lacks."""
@@ -24,20 +25,16 @@ class Checker:
         factors: N; None takes all that were calibrated.
 
     Raises:
-        UserError: it has no scores.
+        UserError: it has no scores, or this machine has no such device.
     """
 
     def __init__(self, denoiser: LoadedDenoiser, device: str, factors: Sequence[int] | None = None) -> None:
         if not denoiser.fit_scores:
             raise UserError(f"the checkpoint holds no scores of held-out images to compare with; {HOW} adds them")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        try:
-            denoiser.network.to(device)
-        except (RuntimeError, AssertionError):
-            raise UserError(f"--device {device}: this machine has none; give --device cpu") from None
+        self._device = torch.device(choose_device(device))
+        denoiser.network.to(self._device)
         self._denoiser: Denoiser = denoiser.fastest()
-        self._device, self._factors = torch.device(device), factors
+        self._factors = factors
 
     def __call__(self, reference: Reference) -> list[Fit]:
         """Whether a reference fits, for each factor. A mask does not count: all of the reference is checked.

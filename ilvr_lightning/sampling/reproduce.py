@@ -13,6 +13,7 @@ from ilvr_lightning.checkpoints.load import LoadedDenoiser, file_sha256, identif
 from ilvr_lightning.data.images import Pixels, from_tensor, read_image, to_image, to_pixels
 from ilvr_lightning.data.references import Reference, find_references
 from ilvr_lightning.errors import UserError
+from ilvr_lightning.runtime.hardware import choose_device
 from ilvr_lightning.sampling.arguments import Arguments, flags_in_errors
 from ilvr_lightning.sampling.module import ILVRSampler
 from ilvr_lightning.sampling.recipe import Recipe, read_recipe
@@ -81,11 +82,7 @@ def _sample(
 ) -> tuple[Recipe, Pixels]:
     """The image (H, W, C), and its recipe with the environment in which it was made."""
     recipe = request.recipe
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if args.device != "auto" and not available[args.device]:
-        raise UserError(f"--device {args.device}: this machine has none; give --device cpu")
-    kind = recipe.device if available[recipe.device] else "cpu"
-    device = torch.device(kind if args.device == "auto" else args.device)
+    device = torch.device(choose_device(args.device, (recipe.device,)))
     precision = recipe.precision if args.precision == "auto" else args.precision
     compiled = recipe.compiled if args.compile == "auto" else args.compile
     # Convolutions may round differently in a batch of another size.

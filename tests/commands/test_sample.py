@@ -133,7 +133,7 @@ def test_find_images_is_what_ref_uses(reference: Path) -> None:
         ("--ref a.png --format jpg", "--format: invalid choice: 'jpg'"),
         ("--ref a.png --format parquet", "data_files={'train': 'OUT/metadata.jsonl'}).download_and_prepare("),
         ("--ref a.png --sampler ddpm --variance learned", "--variance learned needs a network that learned it"),
-        ("--ref a.png --device cuda --devices 99", "--devices 99 --device cuda: this machine has"),
+        ("--ref a.png --device mps --devices 99", "--device mps: this machine has none; give --device cpu"),
         ("--ref none.png", "--ref: there is no file or folder"),
         ("--ref empty", "--ref: no images in"),
         ("--ref text.png", "text.png cannot be read as an image"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ilvr_lightning.evaluation.__main__ import main
@@ -85,6 +86,7 @@ def test_translation_refuses(
     checkpoint: Path, domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for argv, said in {
+        ("--factor", "auto"): "--factor auto: the table compares values of N; give one or several, such as --factor 4",
         ("--ref", "a.png"): "translation takes no --ref; --sources, --targets and --repeats say what is sampled",
         ("--repeats", 0): "--repeats must be at least 1: got 0",
         ("--factor", 3): "--factor",
@@ -111,6 +113,13 @@ def test_bits_refuse(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "--data: no images in" in refused(main, capsys, "bpd", "--ckpt", checkpoint, "--data", tmp_path / "empty")
     asked = ("bpd", "--ckpt", checkpoint, "--data", f"{TOON}:test", "--levels", 1)
     assert "--levels must be from 2 to 1000: got 1" in refused(main, capsys, *asked)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_missing(checkpoint: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (("bpd", "--ckpt", checkpoint, "--data", images), ("compare", images, images, "--features", "efflite")):
+        said = refused(main, capsys, *argv, "--device", "cuda")
+        assert "--device cuda: this machine has none; give --device cpu" in said
 
 
 def test_planted_copies_are_found(tmp_path: Path) -> None:

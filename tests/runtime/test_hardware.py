@@ -49,7 +49,7 @@ def test_precision_is_that_of_the_device_that_lightning_takes(
     accelerator: str, there: tuple[str, ...], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int("cuda" in there))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
     monkeypatch.setattr(hardware, "fast_bf16", lambda device: asked.append(device.type))
     training_precision(accelerator)
