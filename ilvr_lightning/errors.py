@@ -52,6 +52,7 @@ OTHER_NAMES = {
     "resolution": "data.image_size",
     "num_channels": "model.channels",
     "diffusion_steps": "diffusion.num_timesteps",
+    "sampling.factor": "grid.factors",
     "ckpt": "resume",
     "checkpoint": "resume",
     "--down-N": "--factor",

@@ -18,7 +18,7 @@ LAYERS = {
     "data": 3,
     "visual": 4, "checkpoints": 4,
     "training": 5, "sampling": 5,
-    "app": 6, "evaluation": 6, "pretrained": 6,
+    "app": 6, "evaluation": 6,
 }  # fmt: skip
 """A package imports packages of lower layers only; train.py, sample.py and app.py are above them all."""
 TORCH_FREE = ("config", "errors", "atomic", "runtime/command.py", "sampling/arguments.py", "checkpoints/__main__.py",

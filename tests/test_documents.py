@@ -66,7 +66,7 @@ def check_command(words: list[str]) -> None:
         load_config([word for word in argv if word not in ("--look", "--print-config", "--help", "--help-all")])
     elif name == "sample.py":
         parse_arguments(argv)
-    elif name in ("ilvr_lightning.checkpoints", "ilvr_lightning.pretrained"):
+    elif name == "ilvr_lightning.checkpoints":
         checkpoints_parser().parse_args(argv)
     elif name == "ilvr_lightning.evaluation":
         args, others = evaluation_parser().parse_known_args(argv)

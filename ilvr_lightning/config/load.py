@@ -17,7 +17,8 @@ from ilvr_lightning.errors import OTHER_NAMES, UserError, did_you_mean, first_li
 RETIRED = {
     "checkpoint.on_full_disk", "trainer.min_epochs", "trainer.min_steps", "trainer.limit_test_batches",
     "trainer.limit_predict_batches", "trainer.overfit_batches", "trainer.val_check_interval", "trainer.barebones",
-    "trainer.sync_batchnorm", "data.batch_size=auto", "data.on_broken", "model.patch_size=1", "model.pixel_channels=0",
+    "trainer.sync_batchnorm", "data.batch_size=auto", "data.on_broken", "sampling.factor",
+    "model.patch_size=1", "model.pixel_channels=0",
 }  # fmt: skip
 """Keys of earlier versions, some of them with one value only, which are ignored with a note."""
 REMOVED = {
@@ -213,7 +214,8 @@ def _drop_retired(layer: DictConfig, say: Say | None) -> None:
     for retired in RETIRED:
         key, _, only = retired.partition("=")
         if _drop(layer, key, only) and say is not None:
-            say(f"note         {retired} is no longer a setting and is ignored")
+            instead = f"; use {OTHER_NAMES[key]}" if key in OTHER_NAMES else ""
+            say(f"note         {retired} is no longer a setting and is ignored{instead}")
 
 
 def _drop(layer: DictConfig, key: str, only: str = "") -> bool:

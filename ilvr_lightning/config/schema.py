@@ -405,11 +405,11 @@ if TYPE_CHECKING:
 else:
     SamplingChanges = dataclasses.make_dataclass(
         "SamplingChanges",
-        [(name, hint | None, None) for name, hint in get_type_hints(SamplingPlan).items()],
+        [(name, hint | None, None) for name, hint in get_type_hints(SamplingPlan).items() if name != "factor"],
         frozen=True,
         kw_only=True,
     )
-"""The fields of SamplingPlan; null keeps the value of the preset."""
+"""The fields of SamplingPlan but `factor`, which is grid.factors; null keeps the value of the preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,7 +462,7 @@ class Config:
         for factor in self.grid.factors:
             check_factor(factor, self.data.size, "grid.factors")
         self.model.check_attention(self.data.size[0])
-        plan = self.grid_plan.resolved(self.diffusion.T)
+        plan = dataclasses.replace(self.grid_plan.resolved(self.diffusion.T), factor=tuple(self.grid.factors))
         for name in ("condition_from", "condition_to"):
             _check(isinstance(getattr(plan, name), int), f"sampling.{name} must be one number for grids")
         _check(not isinstance(plan.reference_sigma, tuple), "sampling.reference_sigma must be one number for grids")
@@ -479,8 +479,8 @@ class Config:
     @property
     def grid_plan(self) -> SamplingPlan:
         """The sampling plan of the grids: grid.preset with the changes of sampling.*."""
-        given = {f.name: getattr(self.sampling, f.name) for f in dataclasses.fields(SamplingPlan)}
-        changes = {name: value for name, value in given.items() if value is not None}
+        names = [f.name for f in dataclasses.fields(self.sampling)]
+        changes = {name: value for name in names if (value := getattr(self.sampling, name)) is not None}
         return SamplingPlan.preset(self.grid.preset, **changes)
 
     def plain(self) -> dict[str, Any]:

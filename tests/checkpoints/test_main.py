@@ -1,6 +1,5 @@
 """The command: python -m ilvr_lightning.checkpoints inspect | export."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -121,13 +120,3 @@ finally:
 def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_former_name_is_an_alias(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["pretrained", "inspect", str(own_checkpoint(tmp_path))])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module("ilvr_lightning.pretrained", run_name="__main__")
-    assert ended.value.code == 0
-    assert "kind         ilvr_lightning checkpoint" in capsys.readouterr().out

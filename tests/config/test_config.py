@@ -33,10 +33,10 @@ def message(*arguments: str) -> str:
 def test_overrides_come_after_the_file(tmp_path: Path) -> None:
     config_file = tmp_path / "mine.yaml"
     config_file.write_text("seed: 3\noptim: {lr: 0.5, betas: [0.8, 0.9]}\ntrainer: {max_epochs: 7}\n")
-    config = load(str(config_file), "optim.lr=0.25", "trainer.devices=2", "sampling.factor=[4,8]")
+    config = load(str(config_file), "optim.lr=0.25", "trainer.devices=2", "grid.factors=[4,8]")
     assert config.name == "mine"
     assert (config.seed, config.optim.lr, config.optim.betas) == (3, 0.25, (0.8, 0.9))
-    assert config.sampling.factor == (4, 8)
+    assert config.grid.factors == (4, 8)
     # What the file does not name keeps its default.
     assert (config.trainer.max_epochs, config.trainer.devices) == (7, 2)
     assert config.trainer.default_root_dir == "runs"
@@ -98,6 +98,18 @@ def test_mistakes_are_named_in_one_line(argument: str, parts: list[str]) -> None
     text = message(argument)
     for part in parts:
         assert part in text
+
+
+def test_octave_gains_need_factors_of_the_grids_that_have_octaves() -> None:
+    changes = (
+        "data.image_size=96",
+        "model.attention_resolutions=[12]",
+        "grid.factors=[4,6]",
+        "sampling.octave_gains=[1.1]",
+    )
+    with pytest.raises(UserError, match="octave_gains need factors that are powers of two: got"):
+        load(*changes)
+    assert load(*changes[:3]).grid.factors == (4, 6)
 
 
 def test_linear_schedules_need_more_timesteps() -> None:
@@ -185,7 +197,7 @@ def test_environment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_plain_holds_builtins_alone_and_makes_the_same_again() -> None:
-    config = load("data.image_size=[32,64]", "sampling.factor=[4,8]", "diffusion.betas=[0.1,0.2]", "run.name=1",
+    config = load("data.image_size=[32,64]", "grid.factors=[4,8]", "diffusion.betas=[0.1,0.2]", "run.name=1",
                   "sampling.timesteps=[2,1]", "optim.decay_steps=5", "trainer.precision=bf16-mixed")  # fmt: skip
     plain = config.plain()
 
@@ -212,9 +224,9 @@ def test_T() -> None:  # noqa: N802
 
 
 def test_grid_plan_is_its_preset_with_what_sampling_changes() -> None:
-    plan = load("grid.preset=paper", "sampling.factor=4").grid_plan
+    plan = load("grid.preset=paper", "sampling.eta=1").grid_plan
     assert plan.resolved(1000).num_steps == 1000
-    assert plan.factor == 4
+    assert plan.eta == 1
     plan = load("sampling.num_steps=50", "sampling.condition_to=0").grid_plan  # SamplingPlan's own default, too
     assert (plan.sampler, plan.num_steps) == ("dpmpp_2m", 50)
 
@@ -233,7 +245,7 @@ def test_every_key_is_described() -> None:
             assert node == default, key
     fixed = ("seed run.name resume init_from data.path data.name data.split data.image_column data.label "
              "data.batch_size data.image_size optim.lr grid.references grid.factors grid.samples "
-             "grid.every_n_epochs grid.every_n_steps grid.preset sampling.factor diffusion.schedule")  # fmt: skip
+             "grid.every_n_epochs grid.every_n_steps grid.preset sampling.eta diffusion.schedule")  # fmt: skip
     assert set(fixed.split()) <= set(keys)
 
 
@@ -290,7 +302,9 @@ def test_retired_keys_are_ignored_with_a_note(retired: str, tmp_path: Path) -> N
     said: list[str] = []
     (tmp_path / "old.yaml").write_text(f"{section}: {{{name}: {only or 3}}}")
     assert load_config([str(tmp_path / "old.yaml")], say=said.append) == Config(name="old")
-    assert said == [f"note         {retired} is no longer a setting and is ignored"]
+    (note,) = said
+    assert note.startswith(f"note         {retired} is no longer a setting and is ignored")
+    assert note.endswith("; use grid.factors") == (retired == "sampling.factor")
     plain = Config().plain()
     plain[section][name] = only or 3
     assert config_from_dict(plain) == Config()

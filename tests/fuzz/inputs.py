@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from ilvr_lightning.config.describe import all_keys
 from ilvr_lightning.sampling.arguments import make_parser
 
-Program = Literal["sample", "train", "pretrained"]
+Program = Literal["sample", "train", "checkpoints"]
 Content = bytes | Callable[[Path], object]
 """Of a file; what is large, or none (a FIFO, a link), is made by a function of its path."""
 
@@ -799,7 +799,7 @@ def flags_by_hand(_: Valid) -> list[Case]:
         Case(what=f"flags {' '.join(argv)[:80]!r}", argv=(*SAMPLE, *argv), valid=False, names=FLAGGED)
         for argv in refused
     ]
-    pretrained: list[tuple[str, ...]] = [
+    checkpoints: list[tuple[str, ...]] = [
         (), ("inspect",), ("inspect", ""), ("inspect", "nothing"), ("inspect", "images"), ("inspect", "/dev/zero"),
         ("inspect", "a\0b"),
         ("inspect", "tiny.safetensors", "--override", "x=1"), ("export", "tiny.safetensors", "--to", "x", f"{OUT}/x"),
@@ -813,8 +813,8 @@ def flags_by_hand(_: Valid) -> list[Case]:
     ]  # fmt: skip
     files: dict[str, Content] = {"in/fifo": os.mkfifo, "in/zeros": lambda path: path.symlink_to("/dev/zero")}
     return made + [
-        Case(what=f"pretrained {' '.join(argv)[:80]!r}", program="pretrained", argv=argv, files=files, valid=False)
-        for argv in pretrained
+        Case(what=f"checkpoints {' '.join(argv)[:80]!r}", program="checkpoints", argv=argv, files=files, valid=False)
+        for argv in checkpoints
     ]
 
 
@@ -1136,9 +1136,9 @@ def _uses(what: str, path: str, files: Mapping[str, Content], valid: bool | None
             return Case(what=what, argv=(*SAMPLE, "--ckpt", path), files=files, valid=valid, names=(name, "--"))
         case 1:
             export = ("export", path, "--to", "safetensors", f"{OUT}/x.safetensors")
-            return Case(what=what, program="pretrained", argv=export, files=files, valid=valid, names=(name,))
+            return Case(what=what, program="checkpoints", argv=export, files=files, valid=valid, names=(name,))
         case _:
-            return Case(what=what, program="pretrained", argv=("inspect", path), files=files,
+            return Case(what=what, program="checkpoints", argv=("inspect", path), files=files,
                         valid=valid, names=(name,))  # fmt: skip
 
 
@@ -1472,7 +1472,7 @@ def _named(name: str, use: int, valid: Valid) -> Case:
             return Case(what=f"{what} of --reproduce", argv=argv, files={**files, f"{path}.png": valid.picture})
         case _:
             argv = ("export", "tiny.safetensors", "--to", "safetensors", f"{OUT}/{name}")
-            return Case(what=f"{what} of an export", program="pretrained", argv=argv)
+            return Case(what=f"{what} of an export", program="checkpoints", argv=argv)
 
 
 def names_by_hand(valid: Valid) -> list[Case]:

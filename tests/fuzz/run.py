@@ -24,7 +24,7 @@ from PIL import Image
 
 import sample
 import train
-from ilvr_lightning.checkpoints import __main__ as pretrained
+from ilvr_lightning.checkpoints import __main__ as checkpoints
 from ilvr_lightning.checkpoints.families import adm
 from ilvr_lightning.data.images import silence_decoders
 from ilvr_lightning.models.config import UNetConfig
@@ -37,11 +37,11 @@ MOST_MB, MOST_SECONDS, LONGEST = 500, 10, 1700
 SKIPS = ("skip", "damaged", "stay in memory", "add the following callbacks", "was not created with")
 """Words of a report, one of which a command that goes on says; the last two are Lightning's of a checkpoint."""
 MAINS: dict[str, Callable[[Sequence[str]], int]] = {
-    "sample": sample.main, "train": train.main, "pretrained": pretrained.main
+    "sample": sample.main, "train": train.main, "checkpoints": checkpoints.main
 }  # fmt: skip
 COMMANDS = {
     "sample": (str(ROOT / "sample.py"),), "train": (str(ROOT / "train.py"),),
-    "pretrained": ("-m", "ilvr_lightning.pretrained"),
+    "checkpoints": ("-m", "ilvr_lightning.checkpoints"),
 }  # fmt: skip
 
 
@@ -181,7 +181,7 @@ class Sandbox:
             assert train.main(["tiny.yaml", "run.name=tiny"]) == 0
             checkpoint = f"{OUT}/tiny/tiny/checkpoints/last.ckpt"
             for kind, place in (("safetensors", "tiny.safetensors"), ("diffusers", f"{OUT}/diffusers")):
-                assert pretrained.main(["export", checkpoint, "--to", kind, place]) == 0
+                assert checkpoints.main(["export", checkpoint, "--to", kind, place]) == 0
             assert sample.main([*SAMPLE]) == 0
         network = UNetConfig(channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
         ours = UNet(network, (16, 16), 3).state_dict()

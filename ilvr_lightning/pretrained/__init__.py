@@ -1,1 +1,0 @@
-"""The former name of ilvr_lightning.checkpoints."""
