@@ -48,7 +48,7 @@ def draw_trajectory(frames: Sequence[Frame], index: int, request: SampleRequest,
     if request.reference is not None:
         columns.insert(0, Column(label="reference", rows=[[request.reference.preview()]]))
     plan = request.recipe.plan
-    title = f"{image.stem}: x_0 as predicted at t, {plan.sampler}, {plan.num_steps} steps"
+    title = f"{image.stem}: x_0 as predicted at t, {plan.num_steps} steps of {plan.sampler}"
     write_atomically(strip, functools.partial(draw_grid(columns, title).save, format="PNG"))
     images = [_enlarged(f.pixels[index]) for f in evenly_chosen(frames, FRAMES_IN_ANIMATION)]
     durations = [FRAME_MS] * (len(images) - 1) + [LAST_FRAME_MS]
