@@ -35,7 +35,7 @@ from ilvr_lightning.diffusion.low_pass import dct_basis, low_pass_matrix
 from ilvr_lightning.diffusion.noise import Stream
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.diffusion.schedule import NoiseSchedule
-from ilvr_lightning.metrics.calibration import PRESETS, choose_low_band
+from ilvr_lightning.metrics.calibration import CALIBRATED_PRESETS, choose_low_band
 from tests.support.gaussian import SCHEDULE, ancestral, solver
 
 
@@ -253,7 +253,7 @@ def presets(data: Mixture, length: int, factor: int = 8) -> dict[str, SamplingPl
     """The presets, with the gains that the calibration chooses for this denoiser; `best` has those of `fast`."""
     images = data.draw(CALIBRATION_IMAGES, torch.Generator().manual_seed(6)).reshape(-1, 1, 1, length)
     chosen: dict[str, SamplingPlan] = {}
-    for name in PRESETS:
+    for name in CALIBRATED_PRESETS:
         plan = SamplingPlan.preset(name, clip=False, factor=factor)
         settings, better = choose_low_band(data, plan, images, range(2 * len(images)), batch=400)
         changes: dict[str, Any] = settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ilvr_lightning.app import figures
+from ilvr_lightning.app import pictures
 from ilvr_lightning.app.drawings import LAYERS, save_drawing
 from ilvr_lightning.app.models import Model
 from ilvr_lightning.app.settings import MAX_CHARS, MAX_SAMPLES, Settings, read_reference, restore
@@ -111,7 +111,7 @@ class Page:
                 gr.HTML("Cover on the layer Mask what the model may change freely.", elem_classes="quiet", **PLAIN)
                 self.use = gr.Button("Use this drawing", size="sm", variant="primary")
         self.remarks = gr.HTML(self._remarks(start, model) if start else "", elem_id="remarks", **PLAIN)
-        self.gallery = gr.HTML(figures.thumbnails(self.examples), js_on_load=SELECT_JS, elem_id="examples", **PLAIN)
+        self.gallery = gr.HTML(pictures.thumbnails(self.examples), js_on_load=SELECT_JS, elem_id="examples", **PLAIN)
 
     def _build_settings(self, name: str, settings: Settings) -> None:
         self.model = gr.Dropdown(self.models.names, value=name, label="Model")
@@ -207,13 +207,13 @@ class Page:
             model = self.models.load(name)
             sliders = gr.update(**factors(model, s.factor)), gr.update(**ranges(model, s.let_go_at))
             chosen = (name, s.preset, *sliders, s.seed, s.num_samples, s.further)
-            return reference, known_with(reference, known), figures.sentences(restored.notes), *chosen
+            return reference, known_with(reference, known), pictures.sentences(restored.notes), *chosen
         except UserError as error:
             return self._refused(error, known)
 
     def _refused(self, error: UserError, known: tuple[str, ...]) -> tuple[Any, ...]:
         """The outputs of `take` for what cannot be taken: the picture that was there, and why."""
-        return known[0] if known else None, gr.skip(), figures.sentences([message(error)]), *[gr.skip()] * 7
+        return known[0] if known else None, gr.skip(), pictures.sentences([message(error)]), *[gr.skip()] * 7
 
     def _file(self, payload: Any) -> str | None:
         """The file of an upload, a drawing or an example; gradio does not check every path that it is sent."""
@@ -231,7 +231,7 @@ class Page:
         return self._file(payload.background), [self._file(layer) for layer in payload.layers]
 
     def _remarks(self, reference: str, model: Model) -> str:
-        return figures.sentences(remarks(read_reference(reference, model)[0], model))
+        return pictures.sentences(remarks(read_reference(reference, model)[0], model))
 
 
 def stops(label: str, low: str, high: str, **chosen: Any) -> gr.HTML:

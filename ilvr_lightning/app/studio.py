@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ilvr_lightning.app import figures
-from ilvr_lightning.app.figures import Figure
+from ilvr_lightning.app import pictures
 from ilvr_lightning.app.models import Model, Models
+from ilvr_lightning.app.pictures import Picture
 from ilvr_lightning.app.settings import Settings, make_requests
 from ilvr_lightning.data.images import Pixels, from_tensor
 from ilvr_lightning.data.references import Reference
@@ -81,21 +81,21 @@ class Studio:
         requests = make_requests(model, reference, settings)
         batch, plan = requests[:], requests.plans[0]
         assert batch[0].reference is not None
-        given = given_figures(batch[0].reference, plan)
+        given = given_pictures(batch[0].reference, plan)
         shown = set(evenly_chosen(range(plan.evaluations), MAX_FRAMES))
         for number, (_, state) in enumerate(self.turns.steps(visitor, model.sampler.steps(batch))):
             is_last = number == plan.evaluations - 1
             if not is_last and number not in shown:
                 continue
             if is_last:
-                drawn = sampled_figures(model, batch, state)
+                drawn = sampled_pictures(model, batch, state)
             else:
                 predicted = enumerate(from_tensor(state.x0), 1)
-                drawn = [Figure(pixels=x0, caption=f"Sample {i}", is_quiet=True) for i, x0 in predicted]
+                drawn = [Picture(pixels=x0, caption=f"Sample {i}", is_quiet=True) for i, x0 in predicted]
             yield Drawn(
-                html=figures.strip(given, drawn),
+                html=pictures.strip(given, drawn),
                 reference=batch[0].reference.preview(),
-                samples=[figure.pixels for figure in drawn] if is_last else (),
+                samples=[picture.pixels for picture in drawn] if is_last else (),
             )
 
     def sheet(self, visitor: str, name: str, reference: str, settings: Settings) -> Iterator[str]:
@@ -107,7 +107,7 @@ class Studio:
         model = self.models.load(name)
         requests = make_requests(model, reference, settings, sweep=True)
         everything, size = requests[:], max(1, min(SHEET_BATCH, MAX_PIXELS // (model.shape[1] * model.shape[2])))
-        done: list[Figure] = []
+        done: list[Picture] = []
 
         def steps() -> Iterator[tuple[Sequence[SampleRequest], SamplerState]]:
             for start in range(0, len(everything), size):
@@ -116,7 +116,7 @@ class Studio:
 
         for batch, state in self.turns.steps(visitor, steps()):
             if state.t == 0:
-                done += sampled_figures(model, batch, state)
+                done += sampled_pictures(model, batch, state)
                 yield _sheet(everything, done)
 
 
@@ -134,16 +134,16 @@ def remarks(reference: Reference, model: Model) -> list[str]:
     return words
 
 
-def given_figures(reference: Reference, plan: SamplingPlan) -> list[Figure]:
+def given_pictures(reference: Reference, plan: SamplingPlan) -> list[Picture]:
     """The reference, and what of it is followed."""
     (low_pass,) = low_pass_pixels([reference], as_tuple(plan.factor)[0], plan)
     return [
-        Figure(pixels=reference.preview(), caption="Reference"),
-        Figure(pixels=low_pass, caption=f"What is kept at N={plan.factor}"),
+        Picture(pixels=reference.preview(), caption="Reference"),
+        Picture(pixels=low_pass, caption=f"What is kept at N={plan.factor}"),
     ]
 
 
-def sampled_figures(model: Model, batch: Sequence[SampleRequest], state: SamplerState) -> list[Figure]:
+def sampled_pictures(model: Model, batch: Sequence[SampleRequest], state: SamplerState) -> list[Picture]:
     """The samples of a batch, whose PNGs hold their recipes."""
     environment, made = model.sampler.environment(len(batch)), []
     for i, (request, pixels) in enumerate(zip(batch, from_tensor(state.x), strict=True)):
@@ -151,7 +151,7 @@ def sampled_figures(model: Model, batch: Sequence[SampleRequest], state: Sampler
         evidence = None if state.evidence is None else round(float(state.evidence[i]), 2)
         until = f"_t{plan.condition_from}-{plan.condition_to}" if plan.condition_to else ""
         made.append(
-            Figure(
+            Picture(
                 pixels=pixels,
                 caption=f"Sample {recipe.sample + 1}",
                 file=f"{recipe.reference}_N{plan.factor}{until}_{recipe.sample}.png",
@@ -161,7 +161,7 @@ def sampled_figures(model: Model, batch: Sequence[SampleRequest], state: Sampler
     return made
 
 
-def _sheet(requests: Sequence[SampleRequest], done: Sequence[Figure]) -> str:
+def _sheet(requests: Sequence[SampleRequest], done: Sequence[Picture]) -> str:
     """The table of a sweep, whose requests lie row by row, as far as it is drawn."""
     plans = [request.recipe.plan for request in requests]
     ranges = list(dict.fromkeys((plan.condition_from, plan.condition_to) for plan in plans))
@@ -171,5 +171,5 @@ def _sheet(requests: Sequence[SampleRequest], done: Sequence[Figure]) -> str:
         assert reference is not None
         there = done[start : start + len(ranges)]
         missing = [None] * (len(ranges) - len(there))
-        rows.append((f"N={plans[start].factor}", given_figures(reference, plans[start])[1], [*there, *missing]))
-    return figures.sheet(["followed to the end" if b == 0 else f"let go at {b}" for _, b in ranges], rows)
+        rows.append((f"N={plans[start].factor}", given_pictures(reference, plans[start])[1], [*there, *missing]))
+    return pictures.sheet(["followed to the end" if b == 0 else f"let go at {b}" for _, b in ranges], rows)

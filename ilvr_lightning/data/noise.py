@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
+from ilvr_lightning.data.values import own_range
+
 MAX_SIDE = 1024
 """Noise is estimated in the middle of an image, which is cropped to this side."""
 CHROMA_GAIN = 1.91
@@ -28,9 +30,8 @@ def _white_noise(image: Image.Image) -> float:
     left, top = max(0, image.width - MAX_SIDE) // 2, max(0, image.height - MAX_SIDE) // 2
     part = image.crop((left, top, min(image.width, left + MAX_SIDE), min(image.height, top + MAX_SIDE)))
     if image.mode[0] in "IF":  # one channel of 16 or 32 bits
-        values: NDArray[np.float64] = np.nan_to_num(np.array(part, dtype=np.float64))
-        white = next((white for white in (1, 255, 65535) if values.max(initial=0) <= white), 65535)
-        values = values[..., None] * (255 / white)
+        _, white = own_range(np.asarray(image))
+        values: NDArray[np.float64] = np.nan_to_num(np.array(part, dtype=np.float64))[..., None] * (255 / white)
     else:
         values = np.array(part.convert("RGB"), dtype=np.float64)
     height, width = values.shape[0] // 2 * 2, values.shape[1] // 2 * 2

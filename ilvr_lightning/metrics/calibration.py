@@ -18,7 +18,7 @@ from ilvr_lightning.diffusion.schedule import NoiseSchedule
 from ilvr_lightning.metrics.bands import energy_scores, octave_energies
 from ilvr_lightning.metrics.fit import fit_scores
 
-PRESETS = ("fast", "draft")
+CALIBRATED_PRESETS = ("fast", "draft")
 """The presets that are calibrated; `best` takes what is found for `fast` (checkpoints.description.CALIBRATED_AS)."""
 GAIN_CHOICES = (
     (0.0, 1.0, 0.0), (2.0, 0.0, 0.75), (4.0, 0.0, 0.75), (8.0, 0.0, 0.75), (16.0, 0.0, 0.75), (1000.0, 1.0, 0.75),
@@ -84,7 +84,7 @@ def calibrate(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class CalibrationResult:
     """What held-out images say of a network."""
 
     spectrum: tuple[float, ...]
@@ -109,10 +109,10 @@ def calibrate_presets(
     clip: bool = True,
     batch: int = 64,
     say: Callable[[str], object] = lambda line: None,
-) -> Calibration:
-    """Choose the settings of matched noise of each of PRESETS, then the octave_gains of the powers of two as factors.
+) -> CalibrationResult:
+    """Choose the settings of matched noise of each of CALIBRATED_PRESETS, then its octave_gains.
 
-    Then score how well held-out images fit, for check_reference.
+    The gains are for the factors that are powers of two. Then score how well held-out images fit, for check_reference.
 
     Args:
         denoiser: the network; its spectrum becomes that of the images.
@@ -127,7 +127,7 @@ def calibrate_presets(
     """
     if len(images) < 2:
         say("nothing was calibrated: it takes at least two held-out images")
-        return Calibration(spectrum=(), components=components, low_band={}, octave_gains={}, fit_scores={})
+        return CalibrationResult(spectrum=(), components=components, low_band={}, octave_gains={}, fit_scores={})
     schedule = denoiser.schedule
     denoiser.spectrum = tuple(float(f"{variance:.4g}") for variance in radial_spectrum(images))
     denoiser.components = components
@@ -136,7 +136,7 @@ def calibrate_presets(
     factors = [n for n in (2, 4, 8, 16, 32, 64) if height % n == width % n == 0 and 2 * n <= min(height, width)]
     low_band: dict[str, dict[str, float]] = {}
     octave_gains: dict[str, dict[int, Gains]] = {}
-    for preset in PRESETS if factors else ():
+    for preset in CALIBRATED_PRESETS if factors else ():
         plan = SamplingPlan.preset(preset, clip=clip)
         if plan.evaluations > schedule.num_timesteps:
             continue
@@ -148,7 +148,7 @@ def calibrate_presets(
         plan = replace(plan, **changes)
         octave_gains[preset] = calibrate(denoiser, schedule, plan, factors, images, seeds[: len(images)], batch)
     scores = fit_scores(denoiser, images if scored is None or not len(scored) else scored, batch)
-    return Calibration(
+    return CalibrationResult(
         spectrum=denoiser.spectrum, components=components, low_band=low_band, octave_gains=octave_gains,
         fit_scores=scores,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from ilvr_lightning.diffusion.components import Components, principal_components
 from ilvr_lightning.diffusion.denoiser import Denoiser
 from ilvr_lightning.diffusion.plan import MAX_SCORED, FitScores, Gains
 from ilvr_lightning.errors import first_line
-from ilvr_lightning.metrics.calibration import PRESETS, calibrate_presets
+from ilvr_lightning.metrics.calibration import CALIBRATED_PRESETS, calibrate_presets
 from ilvr_lightning.metrics.fit import are_enough, check_reference, recommend
 from ilvr_lightning.runtime.command import say
 from ilvr_lightning.runtime.hardware import fastest_copy
@@ -75,7 +75,7 @@ class Calibration(Callback):
         images = torch.stack([held_out[i][0] for i in chosen])
         scored = torch.stack([held_out[i][0] for i in others]).to(pl_module.device) if others else None
         batch_size = sampling_batch_size(trainer, pl_module.config.data.batch_size, 64)
-        say(f"\ncalibrating  {' and '.join(PRESETS)} on {len(images)} held-out images")
+        say(f"\ncalibrating  {' and '.join(CALIBRATED_PRESETS)} on {len(images)} held-out images")
         try:
             with ema_weights(trainer, pl_module):
                 forward = fastest_copy(pl_module.network, pl_module.device)

@@ -37,7 +37,7 @@ CALIBRATION = ("spectrum", "components", "low_band", "octave_gains", "fit_scores
 MAX_RADIUS = 2 * MAX_SIDE
 """A file may hold a list of any length where the spectrum is expected."""
 
-MAX_SCORED = 100_000
+MAX_STORED_SCORES = 100_000
 """A file may hold scores of so many images."""
 
 
@@ -157,7 +157,7 @@ def _fit_scores(values: Any) -> FitScores:
         for n, images in (values or {}).items()
     }
     for images in scores.values():
-        if len(images) != len(next(iter(scores.values()))) or not 1 <= len(images) <= MAX_SCORED:
+        if len(images) != len(next(iter(scores.values()))) or not 1 <= len(images) <= MAX_STORED_SCORES:
             raise ValueError("fit_scores must be of the same images at each factor")
         if any(len(octaves) != len(images[0]) or not all(0 <= s < math.inf for s in octaves) for octaves in images):
             raise ValueError("fit_scores must be positive numbers by octave")

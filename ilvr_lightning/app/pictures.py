@@ -20,7 +20,7 @@ THUMBNAIL = 96
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Picture:
     """A picture with what is said of it."""
 
     pixels: Pixels
@@ -68,23 +68,23 @@ def thumbnails(paths: Sequence[str]) -> str:
     for number, path in enumerate(paths):
         pixels = to_pixels(fit_image(read_image(Path(path)), (THUMBNAIL, THUMBNAIL)))
         name = Path(path).stem.replace("_", " ")
-        buttons.append(Figure(pixels=pixels, caption=name, is_quiet=True).button(number, f"Take {name}"))
+        buttons.append(Picture(pixels=pixels, caption=name, is_quiet=True).button(number, f"Take {name}"))
     return f'<div class="thumbnails">{"".join(buttons)}</div>' if buttons else ""
 
 
-def strip(given: Sequence[Figure], samples: Sequence[Figure]) -> str:
+def strip(given: Sequence[Picture], samples: Sequence[Picture]) -> str:
     """What is given and what is drawn of it, in two groups."""
-    left = "".join(figure.html() for figure in given)
-    right = "".join(figure.html(number) for number, figure in enumerate(samples))
+    left = "".join(picture.html() for picture in given)
+    right = "".join(picture.html(number) for number, picture in enumerate(samples))
     return f'<div class="strip"><div class="given">{left}</div><div class="samples">{right}</div></div>'
 
 
-def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Figure, Sequence[Figure | None]]]) -> str:
+def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Picture, Sequence[Picture | None]]]) -> str:
     """A table: per row a heading, what is given, and a picture per column, None where it is still to be drawn."""
     head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in ("", "low-pass image", *columns))
     lines = []
-    for heading, given, figures in rows:
-        cells = "".join(f"<td>{figure.html() if figure else ''}</td>" for figure in (given, *figures))
+    for heading, given, pictures in rows:
+        cells = "".join(f"<td>{picture.html() if picture else ''}</td>" for picture in (given, *pictures))
         lines.append(f'<tr><th scope="row">{html.escape(heading)}</th>{cells}</tr>')
     return f'<div class="sheet"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
