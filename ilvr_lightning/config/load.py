@@ -2,6 +2,7 @@
 
 import functools
 import io
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -42,7 +43,12 @@ T = TypeVar("T")
 Say = Callable[[str], object]
 
 
-def load_config(arguments: Sequence[str], default: str | Path | None = None, say: Say = print) -> Config:
+def note(line: str) -> None:
+    """Print a line beside the output, so that what --print-config prints can be kept in a file."""
+    print(line, file=sys.stderr)
+
+
+def load_config(arguments: Sequence[str], default: str | Path | None = None, say: Say = note) -> Config:
     """Build the config from an optional YAML file and key=value overrides.
 
     Args:
