@@ -38,15 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.attributes import AttributeNetwork, Attributes, accuracies, log_odds, train_network
-from ilvr_lightning.atomic import write_atomically
-from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
-from ilvr_lightning.data.references import Reference, find_references
-from ilvr_lightning.diffusion.generate import generate
-from ilvr_lightning.diffusion.low_pass import LowPassFilter
-from ilvr_lightning.diffusion.noise import derive_seed, image_seed
-from ilvr_lightning.diffusion.plan import SamplingPlan
-from ilvr_lightning.errors import UserError
-from ilvr_lightning.metrics.exchangeability import (
+from benchmarks.exchangeability import (
     RankTest,
     Reliability,
     brier,
@@ -58,6 +50,14 @@ from ilvr_lightning.metrics.exchangeability import (
     rank_test,
     reliability,
 )
+from ilvr_lightning.atomic import write_atomically
+from ilvr_lightning.checkpoints.load import LoadedDenoiser, load_denoiser
+from ilvr_lightning.data.references import Reference, find_references
+from ilvr_lightning.diffusion.generate import generate
+from ilvr_lightning.diffusion.low_pass import LowPassFilter
+from ilvr_lightning.diffusion.noise import derive_seed, image_seed
+from ilvr_lightning.diffusion.plan import SamplingPlan
+from ilvr_lightning.errors import UserError
 from ilvr_lightning.sampling.module import ILVRSampler
 
 POINTS = 4

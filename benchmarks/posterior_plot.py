@@ -7,7 +7,7 @@ import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 
-from ilvr_lightning.metrics.exchangeability import RankTest
+from benchmarks.exchangeability import RankTest
 
 if TYPE_CHECKING:
     from benchmarks.posterior import Result

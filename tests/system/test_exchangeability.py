@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilvr_lightning.metrics.exchangeability import (
+from benchmarks.exchangeability import (
     brier,
     brier_excess,
     expected_brier,
