@@ -281,6 +281,7 @@ def quality(args: argparse.Namespace, device: torch.device) -> Figures:
     network = copy.deepcopy(loaded.network)
     cast_for_sampling(network, True)
     low = Denoiser(lambda x, t: network(x.to(torch.bfloat16), t), loaded.schedule, loaded.prediction_type)
+    low.spectrum, low.components = loaded.spectrum, loaded.components
     for preset in ("draft", "fast"):
         plan = loaded.preset(preset, 8)
         a, b = (
