@@ -5,7 +5,7 @@
 
 Rows: plain matched noise, and as the checkpoint was calibrated, one sample per reference. FD: Frechet distance from
 1,000 real images of the domain in the features that `benchmarks.features` made; low: RMS distance of the low band from
-the reference's. The sheet shows the references of --show and their samples, a row of the table each.
+the reference's. The sheet shows the references of --show and their samples, a column per row of the table.
 """
 
 import argparse
@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import save_image
 
 from benchmarks.features import features_of, load_features
 from benchmarks.trained import sample
 from ilvr_lightning.checkpoints.load import load_denoiser
+from ilvr_lightning.data.images import from_tensor
 from ilvr_lightning.data.references import find_references
 from ilvr_lightning.diffusion.plan import SamplingPlan
 from ilvr_lightning.metrics.bands import frechet_distance, low_band_error
+from ilvr_lightning.visual.grids import Column, draw_grid
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     target = features_of(network, read([f"{args.data}:train[0:1000]"])[0])
     y, hashes = read(args.ref)
     shown = read(args.show) if args.show else None
-    sheet = [shown[0]] if shown else []
+    sheet = [column("reference", shown[0])] if shown else []
     print("| N | preset | | FD | low |\n|---|---|---|---|---|")
     for factor in args.factor:
         for preset in args.preset:
@@ -57,9 +58,14 @@ def main() -> None:
                 low = low_band_error(x.double(), y.double(), factor)
                 print(f"| {factor} | {preset} | {name} | {distance:.2f} | {low:.4f} |", flush=True)
                 if shown:
-                    sheet.append(sample(denoiser, plan, *shown, 0, 48))
+                    sheet.append(column(f"{preset}, {name}", sample(denoiser, plan, *shown, 0, 48)))
     if args.sheet and shown:
-        save_image((torch.cat(sheet) + 1) / 2, args.sheet, nrow=len(shown[0]), padding=1)
+        draw_grid(sheet, "").save(args.sheet, optimize=True)
+
+
+def column(label: str, images: Tensor) -> Column:
+    """A column of the sheet, of images (B, C, H, W)."""
+    return Column(label=label, rows=[[pixels] for pixels in from_tensor(images)])
 
 
 if __name__ == "__main__":
