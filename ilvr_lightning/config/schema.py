@@ -448,7 +448,8 @@ class Config:
         _check(0 <= self.seed < 2**32, f"seed must be from 0 to {2**32 - 1}: got {self.seed}")
         for name in ("resume", "init_from"):
             _check(getattr(self, name) != "", f"{name} is empty; give a checkpoint, or leave it out")
-        _check(not (self.resume and self.init_from), "give resume or init_from, not both")
+        both = self.resume not in (None, "auto") and self.init_from
+        _check(not both, "give resume or init_from, not both (resume=auto may be with init_from, which begins the run)")
         _check(len(set(self.loggers)) == len(self.loggers), f"logger must list each once: got {list(self.loggers)}")
         _check(
             is_folder_name(self.name),

@@ -125,7 +125,7 @@ def fit_reference(name: str, image: Image.Image, size: tuple[int, int], channels
                     f"the reference {name} is transparent in all of the part that is used; crop it, or give --fit pad"
                 )
     fitted = to_pixels(fit_image(convert(image, channels), size, fit))
-    reduction = min(image.height / size[0], image.width / size[1])
+    reduction = (max if fit == "pad" else min)(image.height / size[0], image.width / size[1])
     noise = round(estimate_noise(image) / reduction, 4)
     return Reference(
         name=name, pixels=fitted, mask=mask, size=(image.height, image.width), noise=noise if noise > NO_NOISE else 0.0

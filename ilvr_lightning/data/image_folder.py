@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.data_files import DataFilesList
 
 from ilvr_lightning.config.schema import DataConfig
 from ilvr_lightning.data.image_files import image_files
@@ -26,7 +27,7 @@ def open_image_folder(path: Path, config: DataConfig) -> Any:
     if not count:
         raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
     pattern = glob.escape(str(path))
-    builder: Any = datasets.load_dataset_builder("imagefolder", data_dir=pattern)
+    builder = _of_images_alone(datasets.load_dataset_builder("imagefolder", data_dir=pattern), config)
     splits = builder.config.data_files or {}
     used = sum(Path(file).suffix.lower() in SUFFIXES for files in splits.values() for file in files)
     if used >= count or {config.split, config.validation_split} - {"train", None}:
@@ -38,4 +39,22 @@ def open_image_folder(path: Path, config: DataConfig) -> Any:
         "train, validation or test",
         stacklevel=2,
     )
-    return datasets.load_dataset_builder("imagefolder", data_files={"train": f"{pattern}/**"})
+    return _of_images_alone(datasets.load_dataset_builder("imagefolder", data_files={"train": f"{pattern}/**"}), config)
+
+
+def _of_images_alone(builder: Any, config: DataConfig) -> Any:
+    """The builder without archives and, unless the config names a column, without metadata files.
+
+    `datasets` adds the images in an archive, and drops those that metadata.csv or metadata.jsonl do not name.
+    """
+    needs_columns = config.label is not None or config.image_column is not None
+    for split, files in (builder.config.data_files or {}).items():
+        kept = [
+            i
+            for i, file in enumerate(files)
+            if Path(file).suffix.lower() in SUFFIXES or (needs_columns and Path(file).stem == "metadata")
+        ]
+        builder.config.data_files[split] = DataFilesList(
+            [files[i] for i in kept], [files.origin_metadata[i] for i in kept]
+        )
+    return builder

@@ -28,7 +28,8 @@ def choose(chosen: Chosen | None, state: SamplerState, noise: NoiseSource) -> Ch
     """
     assert state.evidence is not None
     evidence = state.evidence.reshape(-1, 1, 1, 1)
-    score = evidence - torch.log(-torch.special.log_ndtr(noise.draw("candidate", evidence)))
+    drawn = noise.draw("candidate", evidence).cpu()  # log_ndtr is not there on every kind of device
+    score = evidence - torch.log(-torch.special.log_ndtr(drawn)).to(evidence)
     if chosen is None:
         return Chosen(state, score)
     old, better = chosen.state, score > chosen.score

@@ -151,7 +151,9 @@ class HighBandCorrection:
             dimensions.append(vectors.shape[1] * math.prod(max(1, side // factor) for side in low_pass.size))
         self._dimensions = torch.tensor(dimensions)
 
-    def __call__(self, difference: Tensor, lam: float, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, difference: Tensor, lam: float, variance: Tensor | None = None, where: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """The shifts of x_0's low band and high band, (B, C, H, W) each.
 
         Args:
@@ -160,6 +162,7 @@ class HighBandCorrection:
             variance: (B, 1, 1, 1) sigma^2 of the reference's own noise, if it has any. Then `difference` is the low
                 band of y - sigma^2 sqrt(snr) eps - x_0, and Q^T G Q becomes (1 - sigma^2 snr) Q^T G Q + sigma^2 I: what
                 the network took from x_t's low band is replaced by what y says.
+            where: (B, 1, H, W) from 0 to 1, the part of the image in which the low band is given.
         """
         key = (difference.device, difference.dtype)
         if key not in self._tables:
@@ -180,7 +183,8 @@ class HighBandCorrection:
         inner_rest = cast_like(inner_rest, difference)
         weights = explained / cast_like(share, difference)  # of the components in G Q (Q^T G Q)^-1 d
         square = difference.square().sum((1, 2, 3)) - (explained * seen[:, 0]).sum(1)
-        distance = (square.clamp(min=0) / (inner_rest[:, 0] * self._dimensions.to(difference))).sqrt()
+        given = where if isinstance(where, float) else where.mean((1, 2, 3)).clamp(min=1e-9)
+        distance = (square.clamp(min=0) / (inner_rest[:, 0] * given * self._dimensions.to(difference))).sqrt()
         trust = (TRUST_RADIUS / distance).clamp(max=1).reshape(-1, 1, 1, 1)
 
         def image(weights: Tensor) -> tuple[Tensor, Tensor]:

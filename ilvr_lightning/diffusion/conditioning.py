@@ -174,16 +174,16 @@ class ILVRRun:
             snr = math.exp(2 * float(self.schedule.log_snr_half[t]))
             self._mean = self.settings.reference - self._variance * math.sqrt(snr) * prediction.eps
         target = self.settings.reference if self._mean is None else self._mean
-        difference = None if fresh else self._low_band(target - x0, s)
+        difference, where = None if fresh else self._low_band(target - x0, s), self._conditioned_pixels(x0, s)
         self._eps = self._matched_noise(prediction.eps, difference, t, s, inside)
         if self._correction is not None and difference is not None:
-            share = self.settings.high_band_correction
-            low, high = self._correction(difference, float(self.schedule.log_snr_half[t]), self._variance)
+            share, lam = self.settings.high_band_correction, float(self.schedule.log_snr_half[t])
+            low, high = self._correction(difference, lam, self._variance, where)
             difference = torch.lerp(difference, low, share)
             self._mean = None if self._variance is None else x0 + difference
-            refined = x0 + share * self._conditioned_pixels(x0, s) * high
+            refined = x0 + share * where * high
         if self._octaves is not None:
-            refined = refined + self._conditioned_pixels(x0, s) * (self._octaves(refined) - refined)
+            refined = refined + where * (self._octaves(refined) - refined)
         if difference is not None:
             refined = refined + difference
         return replace(prediction, x0=_where(inside, refined, x0))
@@ -196,10 +196,9 @@ class ILVRRun:
             t: training timestep in [0, T] that x is at.
         """
         inside = self._is_conditioned(t)
-        # Noise is drawn at every step, so that an image's does not depend on the ranges of the others; the released
-        # code draws none outside its range, which is one for all.
+        # Noise is drawn at every step but those without any reference, whatever the ranges of the images are.
         draws = self.settings.reference_noise.startswith("fresh") or self._variance is not None
-        if not (any(inside) or (draws and self.settings.respaced_range_t is None)):
+        if not (any(inside) or (draws and self._is_in_respaced_range())):
             return x
         y = self._noised_reference(x, t, self._from if self.settings.reference_noise == "fresh_released" else t)
         if not any(inside):
@@ -217,7 +216,7 @@ class ILVRRun:
         y = self.settings.reference
         if self._variance is None:
             return self.schedule.q_sample(y, level, self._noise(x)) if level else y
-        drawn = self.noise.draw("reference", x)
+        drawn = self.noise.draw("reference", x) if level else torch.zeros_like(x)
         noise = drawn if self.settings.reference_noise.startswith("fresh") else self._noise(x)
         signal, sigma = self.schedule.signal_and_noise(level, x)
         variance = (sigma / signal).square()  # of the noise of x_s / sqrt(alphas_cumprod_s)
@@ -267,19 +266,20 @@ class ILVRRun:
             t_before, eps_before, refined = before
             eps_before = _where(refined, eps_before, eps)
             h_before = lam_t - float(log_snr_half[t_before])
-            # Small steps need none, and would amplify the network's error.
             fade = min(1.0, max(0.0, h / MIN_EXTRAPOLATION_STEP - 1))
             eps = eps + fade * min(1.0, self.settings.eps_extrapolation * h / h_before) * damping * (eps - eps_before)
         return eps if self._multiplier is None else self._multiplier.band.pixels(eps)
 
+    def _is_in_respaced_range(self) -> bool:
+        range_t = self.settings.respaced_range_t
+        return range_t is None or sum(u < self._from for u in self.timesteps) > range_t
+
     def _is_conditioned(self, s: int) -> list[bool]:
         """Whether a step that goes to s is conditioned; one value, or one per image."""
-        range_t = self.settings.respaced_range_t
-        if range_t is not None and sum(u < self._from for u in self.timesteps) <= range_t:
-            return [False]
         highs = self.schedule.num_timesteps if self.settings.condition_from is None else self.settings.condition_from
-        lows = as_tuple(self.settings.condition_to)
-        return [b <= s <= a and own <= self._from for a, b, own in _per_image(as_tuple(highs), lows, self._own_levels)]
+        ranges = _per_image(as_tuple(highs), as_tuple(self.settings.condition_to), self._own_levels)
+        within = self._is_in_respaced_range()
+        return [within and b <= s <= a and own <= self._from for a, b, own in ranges]
 
 
 MIN_EXTRAPOLATION_STEP = 0.2

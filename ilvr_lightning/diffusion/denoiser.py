@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilvr_lightning.diffusion.components import Components
 from ilvr_lightning.diffusion.plan import FitScores
@@ -64,6 +64,8 @@ class Denoiser:
 
     def raw(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's own output at timesteps t (B,) in 1..T."""
+        if isinstance(self.network, nn.Module):  # in float64, say, while x is float32
+            x = x.to(next((weights.dtype for weights in self.network.parameters()), x.dtype))
         output: Tensor = self.network(x, t - 1)
         return output
 

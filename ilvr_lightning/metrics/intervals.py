@@ -15,6 +15,8 @@ MOST_DRAWN = 2000
 """A half has at most so many units; of larger sets a smaller part is drawn."""
 FEWEST_UNITS = 4
 """A set of fewer units gives no interval."""
+FEWEST_DRAWN = 2
+"""Nor does one of which so few would be drawn that no distance can be computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +55,16 @@ def with_intervals(
     values = figures(*(torch.arange(len(each)) for each in units))
     numbered = [torch.unique(each, return_inverse=True)[1] for each in units]
     counts = [int(each.max()) + 1 for each in numbered]
-    if replicates < 2 or min(counts) < FEWEST_UNITS:
+    share = min(0.5, MOST_DRAWN / max(counts))
+    if replicates < 2 or min(counts) < FEWEST_UNITS or round(share * min(counts)) < FEWEST_DRAWN:
         return {name: Figure(value=value) for name, value in values.items()}
-    generator, share = torch.Generator().manual_seed(seed), min(0.5, MOST_DRAWN / max(counts))
+    generator = torch.Generator().manual_seed(seed)
     drawn = []
     for _ in range(replicates):
         rows = []
         for unit, count in zip(numbered, counts, strict=True):
             chosen = torch.zeros(count, dtype=torch.bool)
-            chosen[torch.randperm(count, generator=generator)[: max(1, round(share * count))]] = True
+            chosen[torch.randperm(count, generator=generator)[: round(share * count)]] = True
             rows.append(chosen[unit].nonzero()[:, 0])
         drawn.append(figures(*rows))
     scale, degrees = math.sqrt(share / (1 - share)), min(replicates, *counts) - 1

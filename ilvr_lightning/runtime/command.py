@@ -83,11 +83,15 @@ OUT_OF_MEMORY = (
 )
 
 
+NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""One of these is in what torch raises as a plain RuntimeError."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's memory or the CPU's ran out; torch need not be loaded to tell."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
+        and (type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in NO_MEMORY))
     )
 
 

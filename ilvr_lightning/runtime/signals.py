@@ -86,6 +86,8 @@ class StopOnSignal(Callback):
     ) -> None:
         if is_optimizer_step(trainer, batch_idx) and not is_last_step_of_epoch(trainer):
             self._stop_if_requested(trainer)
+        if reached_max_steps(trainer):
+            trainer.should_stop = True  # Lightning validates then, although the epoch has not ended
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop_if_requested(trainer)

@@ -93,8 +93,9 @@ def silence_lightning() -> None:
     """Silence Lightning's tips and the warnings that do not apply here; errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It ends all ranks when one of them dies, and reports so at this level.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    # A profiler reports at this level, and so does what ends all ranks when one of them dies.
+    for name in ("lightning.pytorch.profilers", "lightning.fabric.strategies.launchers.subprocess_script"):
+        logging.getLogger(name).setLevel(logging.INFO)
     for pattern in (
         ".*does not have many workers.*",  # images are cached
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler starts at the step

@@ -30,7 +30,7 @@ class EMA(WeightAveraging):
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int) -> None:
-        n = int(updates)
+        n = int(self._average_model.n_averaged) if self._average_model is not None else int(updates)  # on the CPU
         torch._foreach_lerp_(list(averages), list(weights), 1 - min(self.decay, (1 + n) / (10 + n)))
 
     @contextmanager

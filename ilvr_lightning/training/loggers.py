@@ -1,12 +1,13 @@
 """Where a run logs to: TensorBoard, Weights & Biases, CSV files."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 from torch.utils.tensorboard.summary import hparams
 
@@ -63,10 +64,14 @@ class RunCSV(CSVLogger):
             with file.open(newline="") as rows:
                 self._kept = [row for row in csv.DictReader(rows) if int(row["step"]) <= resumed_step]
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if self._kept:
-            self.experiment.metrics, self._kept = list(self._kept), []  # Lightning begins the file anew
-        super().log_metrics(dict(metrics), step)
+    @property
+    def experiment(self) -> Any:
+        """Lightning's writer. It begins the file anew, and so the rows that are kept are written at once."""
+        writer = super().experiment
+        if self._kept and isinstance(writer, ExperimentWriter):  # on other ranks it is a dummy
+            writer.metrics, self._kept = list(self._kept), []
+            writer.save()
+        return writer
 
 
 class RunWandb(WandbLogger):

@@ -60,6 +60,7 @@ class RunFolder:
         before, step = read_run_config(checkpoint) if checkpoint else (None, None)
         if checkpoint is not None:
             say(f"resume       {checkpoint}, step {step}")
+            config = replace(config, init_from=None)  # its weights began the run
         run = cls(
             config=_with_range(_with_precision(config, before), before),
             folder=_folder_of(config, checkpoint),

@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -136,8 +137,13 @@ def test_folder_to_resume(tiny_config: Path, trained: Path, capsys: pytest.Captu
     assert f"give the newest in that folder, {trained / 'checkpoints' / 'last.ckpt'}" in error
 
 
-def test_not_validated(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([str(tiny_config), "run.name=not_validated", "trainer.max_steps=2"]) == 0
+def test_the_last_step_is_validated_within_an_epoch_too(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = []
+    for steps in (4, 6):  # 4 are an epoch
+        assert train.main([str(tiny_config), f"run.name=validated_{steps}", f"trainer.max_steps={steps}"]) == 0
+        losses += re.findall(rf"done         step {steps}, val/loss ([0-9.]+)\n", capsys.readouterr().out)
+    assert len(set(losses)) == 2
+    assert train.main([str(tiny_config), "run.name=not", "trainer.max_steps=2", "trainer.limit_val_batches=0"]) == 0
     assert "done         step 2, not validated\n" in capsys.readouterr().out
 
 

@@ -128,7 +128,8 @@ def test_two_configs() -> None:
 
 
 def test_resume_and_init_from_exclude_each_other() -> None:
-    assert message("resume=auto", "init_from=x.ckpt") == "give resume or init_from, not both"
+    assert message("resume=y.ckpt", "init_from=x.ckpt").startswith("give resume or init_from, not both")
+    assert load("resume=auto", "init_from=x.ckpt").init_from == "x.ckpt"
 
 
 @pytest.mark.parametrize("content", ["data: [1\n", "\tseed: 1\n", "- seed\n", b"\xff\xfe\x00seed"])
