@@ -40,6 +40,7 @@ def test_noise_shrinks_with_the_image() -> None:
     image = noisy(0.2, 256)
     assert fit_reference("x", image, (64, 64), 3).noise == pytest.approx(0.05, rel=0.1)
     assert fit_reference("x", image, (64, 128), 3).noise == pytest.approx(0.1, rel=0.1)
+    assert fit_reference("x", image, (64, 128), 3, fit="pad").noise == pytest.approx(0.05, rel=0.1)
 
 
 @pytest.mark.parametrize(("quality", "subsampling"), [(10, 2), (10, 0), (30, 2), (75, 2)])

@@ -1,5 +1,6 @@
 """Where images come from: every kind of place, what is held out, and what is said of a place that does not load."""
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -39,6 +40,28 @@ def test_no_image_is_dropped_because_others_have_the_name_of_a_split(tmp_path: P
         assert sorted(sum(values(config(tmp_path, label="train")), [])) == [0, 1]
     with pytest.raises(UserError, match="'test' is not in"):
         values(config(tmp_path, split="test"))
+
+
+def test_archives_and_metadata_files_change_nothing(tmp_path: Path) -> None:
+    """`datasets` would add the images in the archive, and drop those that the metadata do not name."""
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "0.png", "0.png")
+    for name, text in {"metadata.jsonl": '{"file_name": "1.png"}\n', "metadata.csv": "id,name\n1,cat\n"}.items():
+        (tmp_path / name).write_text(text)
+        assert sorted(sum(values(config(tmp_path)), [])) == [0, 1, 2, 3, 4, 5]
+        (tmp_path / name).unlink()
+
+
+def test_links_to_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for i in range(3):
+        (tmp_path / "real" / f"{i}.png").write_bytes(png(i))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cats").symlink_to(tmp_path / "real")
+    with pytest.warns(UserWarning, match="links to folders are not followed: cats"):
+        assert image_files(tmp_path / "images") == []
 
 
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:

@@ -118,3 +118,22 @@ def test_candidates_find_the_mode_that_one_run_misses() -> None:
     one, several = (measure(data, y, phi, replace(plan, candidates=k), 4, 300, 0)[0] for k in (1, 6))
     assert one > 0.1
     assert several < one / 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reference_noise": "fresh", "candidates": 3, "reference_sigma": (0.0, 0.3)},
+        {"reference_noise": "fresh_released", "respaced_range_t": 0, "condition_from": (1000, 500)},
+    ],
+)
+def test_an_image_does_not_depend_on_its_batch(changes: dict[str, Any]) -> None:
+    """Nor does the noise of its reference: a clean one beside a noisy one, a late range beside a full one."""
+    plan = replace(PLAN, sampler="ddpm", **changes)
+    together = sample(plan, [5, 6])
+    for place in (0, 1):
+        own = {name: value[place] for name, value in changes.items() if isinstance(value, tuple)}
+        alone = generate(
+            DENOISE, SCHEDULE, replace(plan, **own), seeds=[5 + place], shape=SHAPE, reference=Y[place : place + 1]
+        )
+        assert torch.allclose(alone[0], together[place], atol=1e-5)

@@ -27,6 +27,18 @@ class Constant(nn.Module):
         return self.output
 
 
+class Wrapped(nn.Module):
+    """A network that does not look at the timestep."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        output: Tensor = self.network(x)
+        return output
+
+
 def truth(prediction_type: PredictionType) -> Tensor:
     """What a perfect network would say (v: Salimans and Ho 2022, appendix D)."""
     a = SCHEDULE.alphas_cumprod[T_BATCH].reshape(-1, 1, 1, 1)
@@ -102,3 +114,12 @@ def test_bounds_of_a_single_timestep_are_finite() -> None:
     low, high = adjacent_log_variances(NoiseSchedule(torch.tensor([0.3])), torch.tensor([1]), X0[:1])
     assert low.exp().item() == pytest.approx(0.3)
     assert high.exp().item() == pytest.approx(0.3)
+
+
+def test_the_network_gets_its_own_precision_and_the_prediction_has_that_of_x() -> None:
+    network = nn.Conv2d(3, 3, 1).double()
+    asked: list[torch.dtype] = []
+    network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].dtype))
+    denoise = Denoiser(Wrapped(network), SCHEDULE)
+    assert denoise(X_T.float(), T_BATCH).x0.dtype == torch.float32
+    assert asked == [torch.float64]

@@ -65,6 +65,13 @@ def test_no_interval(images: int, replicates: int) -> None:
     assert Figure(value=1.0, error=1.0, degrees=9).margin == pytest.approx(2.262, rel=1e-2)  # from a table
 
 
+def test_no_interval_where_too_few_of_a_small_set_would_be_drawn() -> None:
+    units = [torch.arange(8), torch.arange(12_000)]
+    figure = with_intervals(lambda i, j: {"both": float(len(i) + len(j))}, units, 10)["both"]
+    assert figure.value == 12_008
+    assert math.isnan(figure.margin)
+
+
 def test_frechet_distance_of_known_normals() -> None:
     """Of N(0, 1) and N(m, diag s^2): |m|^2 and the sum of (s - 1)^2, within its interval; alike for few images."""
     generator = torch.Generator().manual_seed(0)

@@ -79,3 +79,8 @@ def test_copies_are_nearer_than_all_but_a_hundredth_of_held_out_images() -> None
     distances, held_out = torch.tensor([0.0, 0.5, 2.0]), torch.linspace(1, 2, 101)
     assert copies(distances, held_out).tolist() == [True, True, False]
     assert copies(held_out, held_out).float().mean() == pytest.approx(0.01, abs=0.001)
+
+
+def test_equal_rows_are_at_no_distance() -> None:
+    rows = torch.rand(60, 200, generator=torch.Generator().manual_seed(0))
+    assert nearest(rows, rows.flip(0))[0].tolist() == [0.0] * 60

@@ -99,6 +99,9 @@ def test_csv_and_its_rows_after_a_resume(train_run: TrainRun, trained: Path) -> 
     train_run("csv", "logger=[csv]", "trainer.max_epochs=3", f"resume={best}")
     again = [int(row["step"]) for row in rows(folder) if row["train/loss"]]
     assert again == list(range(1, 13)), f"resumed from {step}"
+    before = rows(folder)
+    train_run("csv", "logger=[csv]", "trainer.max_epochs=3", "resume=auto")  # nothing is left to do
+    assert rows(folder) == before
 
 
 def test_several_loggers_and_none(train_run: TrainRun, capsys: pytest.CaptureFixture[str]) -> None:
