@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ilvr_lightning.app.models import Model, Models
 from ilvr_lightning.data.references import References, find_references
 from ilvr_lightning.diffusion.plan import LOW_BAND_FIELDS, PRESETS, SamplingPlan, as_tuple
@@ -198,7 +200,16 @@ def restore(path: str, models: Models, current: str, known: Sequence[str]) -> Re
             f"Its model differs: the one with SHA-256 {recipe.checkpoint_sha256[:12]} is not here, and {current} is "
             "used. Start app.py with --ckpt to add it."
         )
-    if recipe.reference_sha256 is not None and reference is None:
+    with Image.open(path) as image:
+        size = (image.height, image.width)
+    if model is not None and size != loaded.shape[1:]:
+        height, width = loaded.shape[1:]
+        notes.append(f"It has {size[1]}x{size[0]} pixels, and the page draws {width}x{height}.")
+        is_exact = False
+    elif recipe.reference_sha256 is None:
+        notes.append("It follows no reference, and the samples of the page follow the present one.")
+        is_exact = False
+    elif reference is None:
         notes.append(f"Its reference differs: {recipe.reference or 'its file'} is not here. Drop that picture, too.")
     if not is_exact:
         notes.append("The page cannot restore every setting; sample.py --reproduce makes the picture again.")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,11 +153,19 @@ def _read_npz(path: str) -> Pixels:
 
 def _index(folder: Path) -> list[Entry]:
     """The entries of the index of a folder that sample.py wrote; none for other folders."""
-    found = []
+    found, runs = [], set()
     for values in listed_images(folder):
-        sha256 = (json.loads(values["recipe"]) or {}).get("reference_sha256")
+        recipe = json.loads(values["recipe"]) or {}
+        sha256, plan = recipe.get("reference_sha256"), recipe.get("plan") or {}
+        runs.add((recipe.get("checkpoint_sha256"), plan.get("sampler"), plan.get("num_steps")))
         setting = (values["factor"], values["condition_from"], values["condition_to"])
         found.append(Entry(folder / values["file_name"], values["reference"], str(sha256), values["sample"], setting))
+    if len(runs) > 1:
+        warnings.warn(
+            f"{folder} holds samples of several checkpoints, samplers or numbers of steps, which are measured "
+            "together; sample each into a folder of its own",
+            stacklevel=2,
+        )
     return [entry for entry in found if entry.file.is_file()]
 
 

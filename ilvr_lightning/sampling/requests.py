@@ -275,7 +275,8 @@ def expand_sweep(
     if not args.ref:
         return [check_plan(plan, denoiser, shape, follows=False)]
     few = isinstance(references, References) and references.all_validated
-    by_default = few and are_enough(denoiser.fit_scores) and not (args.factor or args.sweep or args.image_size)
+    own_size = shape == denoiser.image_shape
+    by_default = few and are_enough(denoiser.fit_scores) and own_size and not (args.factor or args.sweep)
     if args.factor == [AUTO] or by_default:
         args.chosen = choose_factors(denoiser, references, args.device, DEFAULT_FACTOR)
     factors, ranges = sorted(set(args.chosen)) or args.factor, args.range
@@ -283,7 +284,7 @@ def expand_sweep(
         T = denoiser.schedule.num_timesteps
         factors = factors or [n for n in SWEEP_FACTORS if all(side % n == 0 and n < side for side in shape[1:])]
         ranges = ranges or [(round(a * T), round(b * T)) for a, b in SWEEP_RANGES]
-    calibrated = args.octave_gains is None and args.image_size is None
+    calibrated = args.octave_gains is None and own_size
     if all(getattr(args, name) is None for name in LOW_BAND_FIELDS):
         plan = denoiser.calibrated(args.preset, plan)
     gains = denoiser.gains(args.preset, plan) if calibrated else {}

@@ -177,3 +177,24 @@ def test_a_checkpoint_that_does_not_load(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(b"x")
     with pytest.raises(UserError, match=r"x\.ckpt"):
         Models(["toon64", str(tmp_path / "x.ckpt")], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("argv", "note"),
+    [
+        (["--unconditional"], "It follows no reference"),
+        (["--ref", "REFERENCE", "--factor", "4", "--image-size", "16"], "It has 16x16 pixels, and the page draws 8x8"),
+    ],
+)
+def test_what_the_page_cannot_draw_is_said(
+    argv: list[str], note: str, models: Models, reference: str, tmp_path: Path
+) -> None:
+    (name,) = models.names
+    asked = [reference if word == "REFERENCE" else word for word in argv]
+    settings = ["--ckpt", name, "--steps", "3", "--num-samples", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert sample.main([*asked, *settings]) == 0
+    (png,) = tmp_path.glob("*_0.png")
+    restored = restore(str(png), models, name, [reference])
+    assert restored is not None
+    said = " ".join(restored.notes)
+    assert note in said and "sample.py --reproduce" in said and "are the same" not in said

@@ -123,7 +123,7 @@ def test_candidates_find_the_mode_that_one_run_misses() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reference_noise": "fresh", "candidates": 3, "reference_sigma": (0.0, 0.3)},
+        {"reference_noise": "fresh", "candidates": 8, "reference_sigma": (0.0, 0.3)},
         {"reference_noise": "fresh_released", "respaced_range_t": 0, "condition_from": (1000, 500)},
     ],
 )

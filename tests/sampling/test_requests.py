@@ -204,13 +204,14 @@ def test_calibrated_gains_go_with_their_factor(denoiser: LoadedDenoiser, monkeyp
     gains = {2: (1.25,), 4: (1.5, 0.75)}
     monkeypatch.setattr(denoiser, "description", replace(denoiser.description, octave_gains={"fast": gains}))
 
-    def used(*argv: object) -> list[tuple[float, ...]]:
+    def used(*argv: object, side: int = 8) -> list[tuple[float, ...]]:
         args = parse_arguments([str(word) for word in ("--ref", "x", "--factor", 2, 4, 8, *argv)])
-        return [plan.octave_gains for plan in expand_sweep(args, denoiser, (3, 8, 8))]
+        return [plan.octave_gains for plan in expand_sweep(args, denoiser, (3, side, side))]
 
     assert used() == [(1.25,), (1.5, 0.75), ()]
     assert used("--octave-gains", 1.1) == [(1.1,)] * 3
-    assert used("--image-size", 8) == used("--preset", "draft") == used("--steps", 5) == [()] * 3
+    assert used("--image-size", 8) == used()  # its own size
+    assert used("--image-size", 16, side=16) == used("--preset", "draft") == used("--steps", 5) == [()] * 3
 
 
 def test_a_plan_that_the_checkpoint_does_not_allow(denoiser: LoadedDenoiser) -> None:
