@@ -27,7 +27,7 @@ def open_image_folder(path: Path, config: DataConfig) -> Any:
     if not count:
         raise UserError(f"data.path={config.path}: no images in this folder, and no Parquet or Arrow files")
     pattern = glob.escape(str(path))
-    builder = _of_images_alone(datasets.load_dataset_builder("imagefolder", data_dir=pattern), config)
+    builder = _builder(config, data_dir=pattern)
     splits = builder.config.data_files or {}
     used = sum(Path(file).suffix.lower() in SUFFIXES for files in splits.values() for file in files)
     if used >= count or {config.split, config.validation_split} - {"train", None}:
@@ -39,21 +39,18 @@ def open_image_folder(path: Path, config: DataConfig) -> Any:
         "train, validation or test",
         stacklevel=2,
     )
-    return _of_images_alone(datasets.load_dataset_builder("imagefolder", data_files={"train": f"{pattern}/**"}), config)
+    return _builder(config, data_files={"train": f"{pattern}/**"})
 
 
-def _of_images_alone(builder: Any, config: DataConfig) -> Any:
-    """The builder without archives and, unless the config names a column, without metadata files.
+def _builder(config: DataConfig, **where: Any) -> Any:
+    """The builder without archives and, unless the config names an image column, without metadata files.
 
     `datasets` adds the images in an archive, and drops those that metadata.csv or metadata.jsonl do not name.
     """
-    needs_columns = config.label is not None or config.image_column is not None
+    builder: Any = datasets.load_dataset_builder("imagefolder", drop_metadata=config.image_column is None, **where)
     for split, files in (builder.config.data_files or {}).items():
-        kept = [
-            i
-            for i, file in enumerate(files)
-            if Path(file).suffix.lower() in SUFFIXES or (needs_columns and Path(file).stem == "metadata")
-        ]
+        paths = map(Path, files)
+        kept = [i for i, path in enumerate(paths) if path.suffix.lower() in SUFFIXES or path.stem == "metadata"]
         builder.config.data_files[split] = DataFilesList(
             [files[i] for i in kept], [files.origin_metadata[i] for i in kept]
         )

@@ -196,7 +196,7 @@ class ILVRRun:
             t: training timestep in [0, T] that x is at.
         """
         inside = self._is_conditioned(t)
-        # Noise is drawn at every step but those without any reference, whatever the ranges of the images are.
+        # Drawn at every step, whatever the images' own ranges are; the released code draws none outside its range.
         draws = self.settings.reference_noise.startswith("fresh") or self._variance is not None
         if not (any(inside) or (draws and self._is_in_respaced_range())):
             return x

@@ -54,6 +54,16 @@ def test_archives_and_metadata_files_change_nothing(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+def test_a_column_of_the_metadata_is_found_after_a_run_without_it(tmp_path: Path) -> None:
+    """`datasets` keeps what it has read; the two must not be taken for each other."""
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    rows = [f'{{"photo_file_name": "{i}.png"}}' for i in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert sorted(sum(values(config(tmp_path)), [])) == [0, 1, 2, 3, 4, 5]
+    assert sorted(sum(values(config(tmp_path, image_column="photo")), [])) == [0, 1, 2]
+
+
 def test_links_to_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     for i in range(3):
